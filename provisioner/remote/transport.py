@@ -1,0 +1,136 @@
+"""paramiko, tuned and held at arm's length: the only module that imports it, and itself imported only when needed.
+
+What is tuned, and why, is measured: a GCM cipher first (paramiko lists it last), the default window, big packets, and
+no re-keying from our side, because a key exchange in the middle of a transfer stalls it, or cuts it short.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+
+import paramiko
+from paramiko.common import cMSG_CHANNEL_REQUEST
+from paramiko.packet import Packetizer
+
+from provisioner.clock import Clock, Deadline
+
+POLL_S = 0.1
+_MAX_PACKET_BYTES = 1 << 17
+_GCM = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+_RSA_SIGNATURES = ("rsa-sha2-512", "rsa-sha2-256")
+
+_LOGGER = logging.getLogger("paramiko")
+_LOGGER.addHandler(logging.NullHandler())
+_LOGGER.propagate = False
+_LOGGER.setLevel(logging.CRITICAL + 1)  # what goes wrong reaches the user as one of our errors, never as a traceback
+
+
+class _Packetizer(Packetizer):
+    """Remembers when the peer was last heard, and does not ask for new keys."""
+
+    REKEY_BYTES = 1 << 40
+    REKEY_BYTES_OVERFLOW_MAX = 1 << 40
+
+    clock: Clock  # set by the transport before its thread starts
+    heard_s = 0.0
+
+    def read_message(self) -> tuple[int, paramiko.Message]:
+        message = super().read_message()
+        self.heard_s = self.clock.elapsed_s()
+        return message
+
+
+class Transport(paramiko.Transport):
+    """A client transport whose waits can be bounded and ended.
+
+    Args:
+        sock: A connected socket; the transport owns it.
+        clock: What silence is measured on.
+    """
+
+    packetizer: _Packetizer
+
+    def __init__(self, sock: socket.socket, clock: Clock) -> None:
+        super().__init__(sock, default_max_packet_size=_MAX_PACKET_BYTES, packetizer_class=_Packetizer)
+        self.packetizer.clock = clock
+        options = self.get_security_options()
+        options.ciphers = _GCM + tuple(name for name in options.ciphers if name not in _GCM)
+        self._clock = clock
+        self.daemon = True
+
+    @property
+    def heard_s(self) -> float:
+        """When the peer last sent a whole packet, on the clock's scale."""
+        return self.packetizer.heard_s
+
+    def pin(self, host_key_type: str) -> None:
+        """Negotiate no other type of host key than the pinned one."""
+        names = _RSA_SIGNATURES if host_key_type == "ssh-rsa" else (host_key_type,)
+        self.get_security_options().key_types = names
+
+    def execute(self, command: str, deadline: Deadline) -> paramiko.Channel:
+        """Open a channel and start a command on it.
+
+        paramiko's own ``exec_command`` waits for the answer without a limit, and for ever if the transport ends
+        between its check and its wait.
+
+        Args:
+            command: For the login shell.
+            deadline: When to give up.
+
+        Returns:
+            The channel.
+
+        Raises:
+            TimeoutError: Past the deadline.
+            paramiko.SSHException: Refused, or the transport ended.
+        """
+        channel = self.open_session(timeout=max(POLL_S, deadline.remaining_s()))
+        channel.settimeout(POLL_S)
+        channel.event.clear()
+        request = paramiko.Message()
+        request.add_byte(cMSG_CHANNEL_REQUEST)
+        request.add_int(channel.remote_chanid)
+        request.add_string("exec")
+        request.add_boolean(True)
+        request.add_string(command)
+        self._send_user_message(request)  # type: ignore[attr-defined]  # missing in the stubs
+        self.wait_until(channel.event.wait, deadline)
+        if not channel.event_ready:
+            raise paramiko.SSHException("the server did not start the command")
+        return channel
+
+    def wait_until(self, wait: Callable[[float], bool], deadline: Deadline) -> None:
+        """Repeat a short wait until it says yes.
+
+        Args:
+            wait: Waits for so many seconds at the most, and tells whether it is done.
+            deadline: When to give up.
+
+        Raises:
+            TimeoutError: Past the deadline.
+            EOFError: The transport ended.
+        """
+        while not wait(POLL_S):
+            if not self.is_active():
+                raise EOFError("the connection ended")
+            if deadline.passed():
+                raise TimeoutError
+
+    def cut(self) -> None:
+        """End the connection now; every blocked call returns. Safe from any thread."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads
+        except OSError as error:
+            _LOGGER.debug("already disconnected: %s", error)
+        self.close()
+
+    def settled(self) -> bool:
+        """Whether the transport is alive, told after its thread has had time to die.
+
+        paramiko closes the channels of a dead transport a moment before it calls itself dead.
+        """
+        self.join(2 * POLL_S)
+        return bool(self.is_active())

@@ -20,6 +20,9 @@ class Traits:
         collect_allowance_s: Time for the artifacts and the release, likewise.
         fuse_s: Default fuse.
         poll_s: How often a state is asked for while one waits.
+        watch_s: How often the machine of a running job is looked at.
+        reconnect_for_s: How long a lost SSH connection is tried again before the machine counts as lost.
+        release_timeout_s: How long the proof of a release is waited for.
         confirm_after_s: Least time between two readings that must agree before a suspect is removed.
         not_found_grace_s: NotFound this long after an accepted create means gone (eventual consistency).
         max_age_s: A machine whose tags cannot be read is removed at this age.
@@ -31,6 +34,9 @@ class Traits:
     collect_allowance_s: float
     fuse_s: float = 600.0
     poll_s: float = 5.0
+    watch_s: float = 15.0
+    reconnect_for_s: float = 300.0
+    release_timeout_s: float = 600.0
     confirm_after_s: float = 60.0
     not_found_grace_s: float = 300.0
     max_age_s: float = 7 * 86400.0

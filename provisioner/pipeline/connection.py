@@ -1,0 +1,71 @@
+"""The open line to one machine: link, job client, heartbeat and watch, opened and closed together."""
+
+from __future__ import annotations
+
+from provisioner.errors import BootError, MachineLostError
+from provisioner.models import Endpoint, Machine
+from provisioner.pipeline.base import Env
+from provisioner.pipeline.watch import Watch
+from provisioner.remote.heartbeat import Heartbeat
+from provisioner.remote.job import JobClient
+from provisioner.remote.link import Link
+
+_LONGEST_HEARTBEAT_S = 15.0
+
+
+class Connection:
+    """What the later steps talk through.
+
+    Args:
+        env: The collaborators.
+        machine: A machine that runs and has an endpoint.
+        private_key: OpenSSH PEM that it lets in.
+
+    Attributes:
+        link: The SSH connection that heals itself.
+        job: The job on the machine.
+        watch: Whether the machine is still there.
+    """
+
+    def __init__(self, env: Env, machine: Machine, private_key: str) -> None:
+        self._env = env
+        self._machine = machine
+        self.link = Link(
+            _endpoint(machine),
+            private_key,
+            clock=env.clock,
+            cancel=env.cancel.hard,
+            reconnect_for_s=env.provider.traits.reconnect_for_s,
+        )
+        self.job = JobClient(self.link)
+        self.watch = Watch(env, machine, self.link.abort)
+        timeout_s = machine.lease.heartbeat_timeout_s if machine.lease else 4 * _LONGEST_HEARTBEAT_S
+        self._heartbeat = Heartbeat(self.link, env.clock, min(_LONGEST_HEARTBEAT_S, timeout_s / 4))
+
+    def open(self) -> None:
+        """Connect, put the tools in place, check in with the guard, start to watch.
+
+        Raises:
+            BootError: If the machine cannot be reached in time.
+        """
+        self._env.cancel.when_hard(self.link.abort)
+        try:
+            self.job.install()
+        except MachineLostError as error:
+            raise BootError(
+                f"machine {self._machine.ref.id} runs, and does not answer over SSH", details=error.brief
+            ) from error
+        self._heartbeat.start()
+        self.watch.start()
+
+    def close(self) -> None:
+        """Close everything; safe at any stage."""
+        self.watch.stop()
+        self._heartbeat.stop()
+        self.link.close()
+
+
+def _endpoint(machine: Machine) -> Endpoint:
+    if machine.endpoint is None:
+        raise BootError(f"machine {machine.ref.id} has no address")
+    return machine.endpoint

@@ -1,0 +1,143 @@
+"""The state folder: what the controller writes down before it acts. A convenience, never the truth.
+
+``down``, ``list`` and ``cleanup`` work without it; only a machine's private key is nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from provisioner.errors import ConfigError
+from provisioner.models import Lease, LeaseRecord, OnControllerLoss
+
+
+def state_dir(environ: Mapping[str, str]) -> Path:
+    """Where state is kept: ``GPU_RUNNER_STATE_DIR``, or by the XDG base directory convention."""
+    if environ.get("GPU_RUNNER_STATE_DIR"):
+        return Path(environ["GPU_RUNNER_STATE_DIR"])
+    home = environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")  # noqa: PTH111, PTH118 - Path.home() raises without a home
+    return Path(home) / "gpu-runner"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a private file so that a reader sees the old text or the new one, and a crash leaves one of them.
+
+    Args:
+        path: The file; its folder exists.
+        text: Its new content.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class LeaseStore:
+    """Records and private keys of leases: a folder for each holder, since two processes may try for one lease.
+
+    Args:
+        root: The state folder; made when first written to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._leases = root / "leases"
+
+    def save(self, record: LeaseRecord) -> None:
+        """Write a record down.
+
+        Args:
+            record: What is about to be done.
+
+        Raises:
+            ConfigError: If the state folder cannot be written.
+        """
+        text = json.dumps(asdict(record) | {"started_at": record.started_at.isoformat()}, indent=1)
+        self._write(self._folder(record.lease.id, record.lease.holder), "lease.json", text)
+
+    def save_key(self, lease_id: str, holder: str, private_key: str) -> None:
+        """Keep the private key that opens a lease's machine.
+
+        Args:
+            lease_id: The lease.
+            holder: Who holds it.
+            private_key: OpenSSH PEM.
+
+        Raises:
+            ConfigError: If the state folder cannot be written.
+        """
+        self._write(self._folder(lease_id, holder), "key", private_key)
+
+    def key(self, lease_id: str, holder: str) -> str | None:
+        """The private key of a lease; None when it is not here."""
+        path = self._folder(lease_id, holder) / "key"
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    def records(self) -> list[LeaseRecord]:
+        """All records that can be read; a broken one is no reason to fail, since the truth is elsewhere."""
+        found = (_read(path) for path in sorted(self._leases.glob("*/*/lease.json")))
+        return [record for record in found if record is not None]
+
+    def set_machine(self, lease_id: str, holder: str, machine_id: str) -> None:
+        """Add the provider's id to a record."""
+        record = _read(self._folder(lease_id, holder) / "lease.json")
+        if record is not None:
+            self.save(replace(record, machine_id=machine_id))
+
+    def forget(self, lease_id: str, holder: str | None = None) -> None:
+        """Remove record and key of a lease that is proven gone.
+
+        Args:
+            lease_id: The lease.
+            holder: Whose; None for every holder's.
+        """
+        lease_folder = self._leases / lease_id
+        for folder in lease_folder.glob("*") if holder is None else [lease_folder / holder]:
+            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another holder's folder is still in it, or it never was
+            lease_folder.rmdir()
+
+    def lease_ids(self) -> list[str]:
+        """Every lease that has left something here, also where its record cannot be read."""
+        return sorted(path.name for path in self._leases.iterdir()) if self._leases.is_dir() else []
+
+    def _folder(self, lease_id: str, holder: str) -> Path:
+        return self._leases / lease_id / holder
+
+    def _write(self, folder: Path, name: str, text: str) -> None:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(folder / name, text)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write the state folder {folder}",
+                details=str(error),
+                resolution="free some space, or set GPU_RUNNER_STATE_DIR to a folder that can be written",
+            ) from error
+
+
+def _read(path: Path) -> LeaseRecord | None:
+    try:
+        return _parse(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _parse(document: dict[str, Any]) -> LeaseRecord:
+    lease = document.pop("lease")
+    lease["on_controller_loss"] = OnControllerLoss(lease["on_controller_loss"])
+    document["started_at"] = datetime.fromisoformat(document["started_at"])
+    return LeaseRecord(lease=Lease(**lease), **document)

@@ -1,0 +1,1 @@
+"""Tests; packages, so that helpers are imported as ``tests.tools``."""

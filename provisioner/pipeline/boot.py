@@ -14,9 +14,10 @@ _GPU_QUERY = "nvidia-smi --query-gpu=name,memory.total,uuid,driver_version --for
 
 
 class HasMachine(Protocol):
-    """A step that has a machine once it ran."""
+    """A step that has a machine, and the key to it, once it ran."""
 
     machine: Machine | None
+    private_key: str
 
 
 class Boot:
@@ -25,15 +26,13 @@ class Boot:
     Args:
         env: The collaborators.
         source: The step that finds the machine.
-        private_key: OpenSSH PEM that the machine lets in.
     """
 
     name = "boot"
 
-    def __init__(self, env: Env, source: HasMachine, private_key: str) -> None:
+    def __init__(self, env: Env, source: HasMachine) -> None:
         self._env = env
         self._source = source
-        self._private_key = private_key
         self._connection: Connection | None = None
 
     @property
@@ -58,7 +57,7 @@ class Boot:
         if machine is None:
             raise BootError("there is no machine to connect to")
         self._env.observer.step(self.name, machine.ref.id)
-        self._connection = Connection(self._env, machine, self._private_key)
+        self._connection = Connection(self._env, machine, self._source.private_key)
         self._connection.open()
         if machine.offer is not None and machine.offer.gpu is not None:
             self._check_gpu(machine.offer.gpu_count)

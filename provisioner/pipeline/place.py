@@ -1,4 +1,4 @@
-"""Place: from a list of offers to one machine, and its release when everything is over."""
+"""Place: from a list of offers to one machine that runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from provisioner.models import (
 )
 from provisioner.pipeline.base import Env, JobRequest, wait_until
 from provisioner.pipeline.engine import Ending
-from provisioner.pipeline.release import Releaser, ReleaseResult
+from provisioner.pipeline.release import Release
 
 
 @dataclass(frozen=True)
@@ -42,28 +42,27 @@ class Refusal:
 
 
 class Place:
-    """Walks the offers until a machine runs; its clean-up is the release.
+    """Walks the offers until a machine runs.
 
     Args:
         env: The collaborators.
         request: What is wanted.
+        release: Is armed before the first create call.
 
     Attributes:
         machine: The machine that runs; only after ``run``.
-        release: How the release went; only after ``cleanup``.
         refusals: The offers that could not be had.
     """
 
     name = "place"
 
-    def __init__(self, env: Env, request: JobRequest) -> None:
+    def __init__(self, env: Env, request: JobRequest, release: Release) -> None:
         self._env = env
         self._request = request
+        self._release = release
         self._attempt = 0
-        self._in_doubt = False
-        self._tried = False
+        self.private_key = request.private_key
         self.machine: Machine | None = None
-        self.release: ReleaseResult | None = None
         self.refusals: list[Refusal] = []
 
     def run(self) -> None:
@@ -90,19 +89,7 @@ class Place:
         raise no_capacity(self.refusals)
 
     def cleanup(self, ending: Ending) -> None:
-        """Release the lease, unless it is to be left."""
-        if ending is Ending.LEAVE or not self._tried:
-            return
-        self._env.observer.step("release", self._request.lease.id)
-        self.release = self._releaser().release(in_doubt=self._in_doubt)
-        self._env.timeline.mark("released_s")
-        if self.release.confirmed:
-            self._env.store.forget(self._request.lease.id, self._request.lease.holder)
-
-    def _releaser(self) -> Releaser:
-        lease = self._request.lease
-        env = self._env
-        return Releaser(env.provider, env.clock, env.observer, lease_id=lease.id, holder=lease.holder)
+        """Nothing of its own: what it made is ended by the release."""
 
     def _refuse_if_held(self) -> None:
         for machine in self._listed():
@@ -120,7 +107,7 @@ class Place:
             disk_gib=self._request.disk_gib,
         )
         self._write_down(intent, None)
-        self._tried = True
+        self._release.arm()
         ref = self._launch(intent)
         self._env.store.set_machine(self._request.lease.id, self._request.lease.holder, ref.id)
         return self._wait_running(self._one_survivor(ref))
@@ -141,7 +128,7 @@ class Place:
         )
 
     def _launch(self, intent: LaunchIntent) -> MachineRef:
-        self._in_doubt = True
+        self._release.in_doubt = True
         try:
             ref = retry.call(
                 lambda: self._env.provider.launch(intent), clock=self._env.clock, cancel=self._env.cancel.soft
@@ -149,9 +136,9 @@ class Place:
         except InDoubtError:
             ref = self._look_up(intent)
         except GpuRunnerError:
-            self._in_doubt = False
+            self._release.in_doubt = False
             raise
-        self._in_doubt = False
+        self._release.in_doubt = False
         return ref
 
     def _look_up(self, intent: LaunchIntent) -> MachineRef:

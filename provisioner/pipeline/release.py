@@ -11,7 +11,9 @@ from typing import TypeVar
 from provisioner import retry
 from provisioner.clock import Clock, Deadline
 from provisioner.errors import GpuRunnerError, NotFoundError, RefusedError
-from provisioner.models import Expect, Inventory, Machine, MachineRef, Scope
+from provisioner.models import Expect, Inventory, Lease, Machine, MachineRef, Scope
+from provisioner.pipeline.base import Env
+from provisioner.pipeline.engine import Ending
 from provisioner.pipeline.observer import Observer
 from provisioner.providers.base import Provider
 
@@ -35,6 +37,47 @@ class ReleaseResult:
     seconds: float
     left: tuple[str, ...] = ()
     kept_for_s: float | None = None
+
+
+class Release:
+    """The step whose clean-up ends the lease. It comes first, so that its clean-up comes last.
+
+    Args:
+        env: The collaborators.
+        lease: The lease to end.
+
+    Attributes:
+        in_doubt: Whether a create call may still have an effect.
+        result: How it went; only after ``cleanup``, and only if there was something to release.
+    """
+
+    name = "release"
+
+    def __init__(self, env: Env, lease: Lease) -> None:
+        self._env = env
+        self._lease = lease
+        self._armed = False
+        self.in_doubt = False
+        self.result: ReleaseResult | None = None
+
+    def run(self) -> None:
+        """Nothing yet: nothing has been made."""
+
+    def arm(self) -> None:
+        """From now on there may be something to end."""
+        self._armed = True
+
+    def cleanup(self, ending: Ending) -> None:
+        """End the lease, unless it is to be left."""
+        if ending is Ending.LEAVE or not self._armed:
+            return
+        env, lease = self._env, self._lease
+        env.observer.step(self.name, lease.id)
+        releaser = Releaser(env.provider, env.clock, env.observer, lease_id=lease.id, holder=lease.holder)
+        self.result = releaser.release(in_doubt=self.in_doubt)
+        env.timeline.mark("released_s")
+        if self.result.confirmed:
+            env.store.forget(lease.id, lease.holder)
 
 
 class Releaser:

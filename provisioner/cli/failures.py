@@ -1,0 +1,88 @@
+"""From an error to words and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from provisioner.cli import style
+from provisioner.errors import ExitCode, GpuRunnerError, Outcome
+
+
+def report(error: BaseException, argv: Sequence[str]) -> int:
+    """Tell the user, on stderr and with ``--json`` on stdout too.
+
+    Args:
+        error: What ended the command.
+        argv: The command line without the program.
+
+    Returns:
+        The exit code.
+    """
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else ExitCode.INTERNAL
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        _silence_stdout()
+        return ExitCode.OK
+    own = argv[: argv.index("--")] if "--" in argv else argv
+    known = _as_known(error)
+    if "--json" in own:
+        sys.stdout.write(json.dumps(_document(known), indent=2) + "\n")
+    print_error(known)
+    if not isinstance(error, (GpuRunnerError, click.ClickException, click.Abort, KeyboardInterrupt)):
+        _explain_unexpected(error, debug="--debug" in own or bool(os.environ.get("GPU_RUNNER_DEBUG")))
+    return known.exit_code
+
+
+def print_error(error: GpuRunnerError) -> None:
+    """Three parts: what happened, why, what to do."""
+    click.echo(f"{style.bad('error:')} {error.brief}", err=True)
+    for line in error.details.splitlines():
+        click.echo(f"  {line}", err=True)
+    if error.resolution:
+        click.echo(f"{style.dim('next:')} {error.resolution}", err=True)
+
+
+def _as_known(error: BaseException) -> GpuRunnerError:
+    if isinstance(error, GpuRunnerError):
+        return error
+    if isinstance(error, click.UsageError):
+        from provisioner.errors import ConfigError
+
+        path = error.ctx.command_path if error.ctx else "gpu-runner"
+        return ConfigError(error.format_message(), resolution=f"see `{path} --help`")
+    if isinstance(error, click.ClickException):
+        return GpuRunnerError(error.format_message())
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        from provisioner.errors import CancelledError
+
+        return CancelledError("interrupted")
+    return GpuRunnerError(f"internal error: {type(error).__name__}: {error}")
+
+
+def _explain_unexpected(error: BaseException, *, debug: bool) -> None:
+    if debug:
+        click.echo("".join(traceback.format_exception(error)), err=True)
+    else:
+        click.echo(f"{style.dim('next:')} run it again with --debug and report what it prints", err=True)
+
+
+def _document(error: GpuRunnerError) -> dict[str, object]:
+    outcome: Outcome = error.outcome
+    return {
+        "outcome": str(outcome),
+        "exit_code": int(error.exit_code),
+        "error": {"brief": error.brief, "details": error.details, "resolution": error.resolution},
+    }
+
+
+def _silence_stdout() -> None:
+    """The reader of our output has gone; nothing is left to be said, and the interpreter must not try."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

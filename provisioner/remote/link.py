@@ -99,19 +99,17 @@ class Link:
         Raises:
             MachineLostError: It kept dropping for as long as the link tries.
         """
-        limit: Deadline | None = None
-        wait_s = _FIRST_WAIT_S
+        drops = self.drops()
         while True:
             session = self.session()
             try:
                 return function(session)
             except ConnectionLost as error:
-                self._raise_error()
-                limit = limit or Deadline.after(self.clock, self._reconnect_for_s)
-                if limit.passed():
-                    raise MachineLostError("the connection keeps dropping", details=error.details) from error
-                self.pause(wait_s)
-                wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+                drops.wait_after(error)
+
+    def drops(self) -> Drops:
+        """A counter of drops for a caller that resumes its work by itself instead of repeating it."""
+        return Drops(self, self._reconnect_for_s)
 
     def pause(self, seconds: float) -> None:
         """Wait, ended early by a cancel.
@@ -182,3 +180,38 @@ class Link:
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
+
+
+class Drops:
+    """Bounds how long a connection may drop again and again without any progress in between.
+
+    Made by ``Link.drops``.
+    """
+
+    def __init__(self, link: Link, limit_s: float) -> None:
+        self._link = link
+        self._limit_s = limit_s
+        self.progress()
+
+    def progress(self) -> None:
+        """Something was achieved: count from the start again."""
+        self._limit: Deadline | None = None
+        self._wait_s = _FIRST_WAIT_S
+
+    def wait_after(self, error: GpuRunnerError) -> None:
+        """Wait before the next try, longer each time.
+
+        Args:
+            error: The drop, or what else ended the try.
+
+        Raises:
+            MachineLostError: It has been dropping for too long.
+            CancelledError: Cancelled or aborted.
+        """
+        self._limit = self._limit or Deadline.after(self._link.clock, self._limit_s)
+        if self._limit.passed():
+            raise MachineLostError(
+                "the connection keeps dropping", details=f"{error.brief}: {error.details}"
+            ) from error
+        self._link.pause(self._wait_s)
+        self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)

@@ -236,7 +236,7 @@ class Folder:
             file.write(b" " * RECORD_BYTES)
 
     def status(self) -> Json:
-        """The answer of the verb status."""
+        """The record as it stands now."""
         record = self.record()
         if record.get("state") == "running" and not self.locked():
             record = self.record()  # it may have ended between the two looks
@@ -251,6 +251,12 @@ class Folder:
         with contextlib.suppress(OSError):
             record["log_bytes"] = os.stat(self.log).st_size
         return record
+
+    def answer(self) -> Json:
+        """The record, with what the controller wished to be remembered."""
+        spec = self.read("spec.json")
+        status = self.status()
+        return dict(status, meta=(spec.get("meta") if spec.get("token") == status.get("token") else None) or {})
 
 
 class Processes:
@@ -607,7 +613,8 @@ def _prepare(folder: Folder, spec: Json, lock_fd: int) -> Json:
     for name in ("log", "stop.json"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(folder.path, name))
-    folder.write("spec.json", {key: spec.get(key) for key in ("token", "argv", "setup", "cwd", "timeout_s", "grace_s")})
+    papers = ("token", "argv", "setup", "cwd", "timeout_s", "grace_s", "meta")  # and no secrets
+    folder.write("spec.json", {key: spec.get(key) for key in papers})
     record = {
         "state": "running",
         "token": spec["token"],
@@ -684,7 +691,7 @@ def follow(folder: Folder, offset: int) -> int:
             if not _copy(log):
                 return 0
             if over:
-                os.write(2, json.dumps(folder.status()).encode() + b"\n")
+                os.write(2, json.dumps(folder.answer()).encode() + b"\n")
                 return 0
             if poller.poll(int(TICK_S * 1000)):
                 return 0
@@ -720,7 +727,7 @@ def stop(folder: Folder, grace_s: float | None) -> int:
         status = folder.status()
     if status["state"] == "lost":
         _stop_orphans(folder, grace_s)
-    return _answer(folder.status())
+    return _answer(folder.answer())
 
 
 def _stop_supervisor(folder: Folder, grace_s: float) -> None:
@@ -770,7 +777,7 @@ def main(arguments: list[str]) -> int:
     if verb == "start":
         return start(json.loads(sys.stdin.buffer.read()))
     if verb == "status":
-        return _answer(folder.status())
+        return _answer(folder.answer())
     if verb == "follow":
         return follow(folder, int(_option(arguments, "--offset") or 0))
     if verb == "stop":

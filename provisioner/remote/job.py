@@ -78,6 +78,7 @@ class JobSpec:
         env: Added to the login's environment.
         timeout_s: Limit for set-up and command together; None for no limit.
         grace_s: Time between SIGTERM and SIGKILL.
+        meta: Free-form, kept on the machine and told with every status: what another controller needs to know.
     """
 
     token: str
@@ -87,6 +88,7 @@ class JobSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     timeout_s: float | None = None
     grace_s: float = 10.0
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class JobStatus:
         log_bytes: Length of its log so far.
         log_dropped_bytes: Log that the machine's full disk did not take.
         pid: Process id on the machine.
+        meta: As in its JobSpec.
     """
 
     state: JobState
@@ -120,6 +123,7 @@ class JobStatus:
     log_bytes: int = 0
     log_dropped_bytes: int = 0
     pid: int | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, document: Mapping[str, Any]) -> JobStatus:
@@ -128,9 +132,9 @@ class JobStatus:
         return cls(**(known | {"state": JobState(document["state"])}))
 
     @property
-    def over(self) -> bool:
-        """Whether nothing more will come of it."""
-        return self.state is not JobState.RUNNING
+    def running(self) -> bool:
+        """Whether more may come of it."""
+        return self.state is JobState.RUNNING
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,7 @@ class JobClient:
             "secrets": dict(secrets or {}),
             "timeout_s": spec.timeout_s,
             "grace_s": spec.grace_s,
+            "meta": dict(spec.meta),
         }
         if not spec.argv:
             raise ConfigError("there is no command to run")

@@ -88,7 +88,7 @@ class Masker:
     def _advance(self, text: bytes, end: int) -> bytes:
         shown = []
         at = 0
-        covered = 0
+        covered = max(0, self._covered - end)
         for begin, stop in self._spans(text):
             if begin >= end:
                 break

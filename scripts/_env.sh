@@ -17,7 +17,12 @@ python_version() {
 
 # Prints the Python to build .venv with: $PYTHON if set, else the first that is new enough.
 find_python() {
-    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10 python}; do
+    if [ -n "${PYTHON-}" ]; then
+        set -- "$PYTHON"
+    else
+        set -- python3 python3.13 python3.12 python3.11 python3.10 python
+    fi
+    for candidate; do
         if python_version "$candidate" >/dev/null; then
             command -v "$candidate"
             return 0

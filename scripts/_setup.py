@@ -83,31 +83,32 @@ def _install(extras: str) -> None:
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with (
         LOG.open("w", encoding="utf-8") as log,
-        subprocess.Popen(
-            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-        ) as pip,
+        subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log) as pip,
     ):
-        assert pip.stdout is not None  # noqa: S101 - a pipe was asked for
-        for line in _with_news(pip.stdout, started_s):
-            log.write(line)
+        while _runs_on(pip):
+            _say(f"  {time.monotonic() - started_s:3.0f} s  {_last_line()}")
     if pip.returncode:
         _explain_failure()
     _say(f"ready after {time.monotonic() - started_s:.0f} s")
 
 
-def _with_news(lines: Iterator[str], started_s: float) -> Iterator[str]:
-    """Pass pip's lines on, and tell now and then what it is at."""
-    told_s = started_s
-    for line in lines:
-        yield line
-        now_s = time.monotonic()
-        if now_s - told_s >= NEWS_EVERY_S or line.startswith("WARNING: Retrying"):
-            told_s = now_s
-            _say(f"  {now_s - started_s:3.0f} s  {line.strip()[:100]}")
+def _runs_on(pip: subprocess.Popen[bytes]) -> bool:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        pip.wait(NEWS_EVERY_S)
+    return pip.returncode is None
+
+
+def _last_line() -> str:
+    lines = _log_lines()
+    return lines[-1].strip()[:100] if lines else ""
+
+
+def _log_lines() -> list[str]:
+    return LOG.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def _explain_failure() -> None:
-    lines = LOG.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = _log_lines()
     hints = ["Run it again: what was downloaded already is kept."]
     if any("Retrying (" in line for line in lines):
         hints.insert(0, "The package index did not answer: is there a network here? Behind a proxy set HTTPS_PROXY.")

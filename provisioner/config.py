@@ -24,7 +24,20 @@ from provisioner.config_sources import (
 from provisioner.errors import ConfigError
 from provisioner.models import OnControllerLoss
 from provisioner.settings import CapRule, MarketPolicy, Setting, Shape, settings_for
-from provisioner.times import Times, derive_times
+from provisioner.times import Times, derive_times, max_ttl_for_budget
+
+__all__ = [
+    "HOSTED_CI_LIMIT_S",
+    "MarketPolicy",
+    "Placement",
+    "RunConfig",
+    "Times",
+    "derive_times",
+    "load_flags",
+    "load_placement",
+    "load_run",
+    "max_ttl_for_budget",
+]
 
 HOSTED_CI_LIMIT_S = 6 * 3600.0
 """A job on a machine of GitHub's own ends after six hours, and its identity token with it."""

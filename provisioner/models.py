@@ -290,6 +290,33 @@ class Inventory:
     unread: tuple[Unread, ...] = ()
 
 
+class CheckStatus(str, enum.Enum):
+    """How a check of ``doctor`` went."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+    __str__ = str.__str__
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of ``doctor``.
+
+    Attributes:
+        name: What was looked at.
+        status: How it went; WARN means that something works less well, FAIL that a run cannot work.
+        text: What was found.
+        resolution: What to do about it.
+    """
+
+    name: str
+    status: CheckStatus
+    text: str
+    resolution: str = ""
+
+
 @dataclass(frozen=True)
 class LeaseRecord:
     """What the controller writes down about a lease before it acts: a convenience, never the truth.

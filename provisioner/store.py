@@ -54,6 +54,7 @@ class LeaseStore:
     """
 
     def __init__(self, root: Path) -> None:
+        self._root = root
         self._leases = root / "leases"
 
     def save(self, record: LeaseRecord) -> None:
@@ -113,6 +114,24 @@ class LeaseStore:
     def lease_ids(self) -> list[str]:
         """Every lease that has left something here, also where its record cannot be read."""
         return sorted(path.name for path in self._leases.iterdir()) if self._leases.is_dir() else []
+
+    def note_cleanup(self, at: datetime) -> None:
+        """Write down that a cleanup ran through.
+
+        Args:
+            at: When, timezone-aware.
+
+        Raises:
+            ConfigError: If the state folder cannot be written.
+        """
+        self._write(self._root, "last-cleanup", at.isoformat())
+
+    def last_cleanup(self) -> datetime | None:
+        """When a cleanup last ran through from here; None when that is not known."""
+        try:
+            return datetime.fromisoformat((self._root / "last-cleanup").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
 
     def _folder(self, lease_id: str, holder: str) -> Path:
         return self._leases / lease_id / holder

@@ -61,8 +61,8 @@ def open_key(provider: Provider, store: LeaseStore, machine: Machine) -> str:
         return key
     if isinstance(provider, AccessSource):
         pair = generate_keypair()
-        provider.grant_access(machine.ref, pair.public_key)
-        return pair.private_key
+        provider.grant_access(machine.ref, pair.public_key_line)
+        return pair.private_key_pem
     raise ConfigError(
         f"the key of lease {machine.ref.lease_id} is not on this disk",
         resolution="run this where the lease was made, or set GPU_RUNNER_STATE_DIR to that state folder",

@@ -13,7 +13,7 @@ from provisioner.pipeline.boot import Boot
 from provisioner.pipeline.engine import Ending
 from provisioner.remote.transfer import Collected, DownloadResult, download
 
-WORK_DIR = "work"
+WORK_DIR = "~/work"
 FLUSH_AFTER_CANCEL_S = 30.0
 _TOO_LONG = CancelReason(f"artifacts were not home {FLUSH_AFTER_CANCEL_S:.0f} s after the request", ExitCode.TERMINATED)
 
@@ -141,7 +141,7 @@ class Collect:
                 final=final,
                 on_progress=self._env.observer.progress if final else None,
             )
-            self.totals.files = len(self._known)
+            self.totals.files = result.files + result.unchanged
             self.totals.bytes += result.bytes
             self.totals.seconds += result.seconds
         return result

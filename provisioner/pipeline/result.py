@@ -16,7 +16,7 @@ from provisioner.errors import (
 from provisioner.models import Lease, Machine
 from provisioner.pipeline.collect import ArtifactTotals
 from provisioner.pipeline.release import ReleaseResult
-from provisioner.remote.job import JobStatus
+from provisioner.remote.job import JobState, JobStatus
 
 _SECONDS_PER_HOUR = 3600.0
 
@@ -69,6 +69,8 @@ class RunResult:
             return self._error_verdict()
         if self.detached:
             return self._error_verdict()
+        if self.status.state is JobState.LOST:
+            return Outcome.MACHINE_LOST, ExitCode.MACHINE_LOST
         if self.status.timed_out:
             return Outcome.JOB_TIMED_OUT, ExitCode.JOB_TIMED_OUT
         if self.status.exit_code not in {0, None}:
@@ -141,7 +143,15 @@ def _machine_document(machine: Machine | None) -> dict[str, Any] | None:
 def _job_document(status: JobStatus | None) -> dict[str, Any] | None:
     if status is None:
         return None
-    return {"exit_code": status.exit_code, "timed_out": status.timed_out, "duration_s": status.duration_s}
+    return {
+        "exit_code": status.exit_code,
+        "timed_out": status.timed_out,
+        "duration_s": status.duration_s,
+        "state": str(status.state),
+        "failed_in": status.failed_in,
+        "log_bytes": status.log_bytes,
+        "log_dropped_bytes": status.log_dropped_bytes,
+    }
 
 
 def _release_document(release: ReleaseResult | None) -> dict[str, Any] | None:

@@ -134,7 +134,7 @@ class _Flow:
         status = self.job.status
         leave = failure is None and (detach or (status is not None and status.running))
         kept_for_s = self._lease_left_s() if leave else None
-        if failure is None and not leave and keep_s is not None and status is not None and not status.succeeded:
+        if failure is None and not leave and keep_s is not None and status is not None and status.exit_code != 0:
             kept_for_s = self._keep(keep_s)
         problems = steps.cleanup(Ending.RELEASE if kept_for_s is None else Ending.LEAVE)
         kept = None if kept_for_s is None else ReleaseResult(False, False, 0.0, kept_for_s=kept_for_s)

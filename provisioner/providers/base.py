@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
-from provisioner.models import Expect, Inventory, LaunchIntent, Machine, MachineRef, Offer, Scope
+from provisioner.models import Check, Expect, Inventory, LaunchIntent, Machine, MachineRef, Offer, Scope
 
 
 @dataclass(frozen=True)
@@ -183,5 +183,18 @@ class AccessSource(Protocol):
 
         Raises:
             NotFoundError: It is not there.
+        """
+        ...
+
+
+@runtime_checkable
+class CheckSource(Protocol):
+    """A provider that can tell, before money is spent, whether it will work."""
+
+    def checks(self) -> Sequence[Check]:
+        """Look at credentials, quotas, tools: whatever a launch will need.
+
+        Returns:
+            One check for each; nothing is raised.
         """
         ...

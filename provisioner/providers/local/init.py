@@ -168,7 +168,7 @@ class Init:
         )
 
     def _end(self, reason: str, *, failed: bool = False) -> None:
-        """Leave nothing: no process, no group, no home, no key; for a while a note that says why, then not even that."""
+        """Leave no process, group, home or key; for a while a note that says why, then not even that."""
         with contextlib.suppress(OSError):  # a full disk keeps no machine alive
             self._say(ENDING, reason, failed=failed)
         while not self._emptied():

@@ -32,7 +32,7 @@ from provisioner.models import (
     Unread,
 )
 from provisioner.providers.base import Traits
-from provisioner.providers.local import cgroups, host, offers, processes, sshserver, view
+from provisioner.providers.local import cgroups, gpus, host, processes, sshserver, stock, view
 from provisioner.providers.local.folder import (
     MachineFolder,
     Root,
@@ -84,7 +84,7 @@ class LocalProvider:
         sshserver.check_path(self._root.path)
         folder = self._root.machine(intent.name)
         if not folder.exists():
-            wanted = offers.check(intent.offer)
+            wanted = stock.check(intent.offer)
             self._root.ensure()
             self._make(intent, folder, wanted)
         tags = self._read_tags(folder)
@@ -158,7 +158,7 @@ class LocalProvider:
 
     def offers(self) -> Sequence[Offer]:
         """See OfferSource."""
-        return offers.of_host()
+        return stock.of_host()
 
     def grant_access(self, ref: MachineRef, user_public_key: str) -> None:
         """See AccessSource."""
@@ -171,12 +171,12 @@ class LocalProvider:
             if line not in known.splitlines(keepends=True):
                 write_file(folder.authorized_keys, known + line)
 
-    def _make(self, intent: LaunchIntent, folder: MachineFolder, wanted: offers.Wanted) -> None:
+    def _make(self, intent: LaunchIntent, folder: MachineFolder, wanted: stock.Wanted) -> None:
         prepared = self._root.new(folder.name)
         try:
             with self._root.exclusive():
-                gpus = offers.allocate(wanted, self._tags_in_use()) if wanted.gpu_count else ()
-                self._fill(prepared, folder, intent, wanted, gpus)
+                uuids = stock.allocate(wanted, self._tags_in_use()) if wanted.gpu_count else ()
+                self._fill(prepared, folder, intent, wanted, uuids)
                 self._root.publish(prepared, folder.name)
         except OSError as error:
             raise TransientError(f"machine {folder.name} could not be made", details=str(error)) from error
@@ -189,12 +189,10 @@ class LocalProvider:
         prepared: MachineFolder,
         final: MachineFolder,
         intent: LaunchIntent,
-        wanted: offers.Wanted,
-        gpus: tuple[str, ...],
+        wanted: stock.Wanted,
+        uuids: tuple[str, ...],
     ) -> None:
-        from provisioner.providers.local import gpus as gpu_module
-
-        environment = sshserver.session_environment(final, intent.lease.id, gpu_module.variables(gpus), os.environ)
+        environment = sshserver.session_environment(final, intent.lease.id, gpus.variables(uuids), os.environ)
         sshserver.write_files(
             prepared,
             final,
@@ -214,7 +212,7 @@ class LocalProvider:
             server=sshserver.choose_server(),
             cgroup=self._group_prefix() + final.name,
             limits=wanted.limits._asdict(),
-            gpus=gpus,
+            gpus=uuids,
             linger_s=self._linger_s,
         )
         write_json(prepared.tags_file, tags.to_json())

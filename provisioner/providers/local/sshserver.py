@@ -77,7 +77,7 @@ def check_path(root: Path) -> None:
     """
     if _UNSAFE.intersection(str(root)):
         raise ConfigError(
-            f"the folder of local machines {str(root)!r} has a character that an SSH server's configuration cannot hold",
+            f"the folder of local machines {str(root)!r} has a character that an SSH server cannot take",
             resolution="set GPU_RUNNER_LOCAL_DIR to a path without quotes, backslashes, percent signs and line breaks",
         )
 

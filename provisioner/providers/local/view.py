@@ -10,7 +10,7 @@ from provisioner.clock import Clock
 from provisioner.errors import BootError, NotFoundError
 from provisioner.models import Endpoint, Machine, MachineRef, MachineState
 from provisioner.providers.local import cgroups, host, processes
-from provisioner.providers.local.folder import MachineFolder, Root, lease_of, read_json
+from provisioner.providers.local.folder import MachineFolder, Root, read_json
 from provisioner.providers.local.tags import Tags
 
 TERMINATED = "terminated"
@@ -63,7 +63,7 @@ def machine(folder: MachineFolder, root: Root, clock: Clock) -> Machine:
         offer=tags.offer,
         releasing=tags.releasing,
         billing_stopped=life in (MachineState.STOPPED, MachineState.TERMINATED),
-        controller_seen_s=_controller_seen_s(folder, tags) if life is MachineState.RUNNING else None,
+        controller_seen_s=_controller_seen_s(folder, _age_s(tags, clock)) if life is MachineState.RUNNING else None,
         reason=reason,
         failure=BootError(f"machine {folder.name} did not start", details=reason) if failed else None,
     )
@@ -109,10 +109,10 @@ def _endpoint(tags: Tags, state: dict[str, Any]) -> Endpoint | None:
     return Endpoint(address, port, tags.user, tags.host_public_key)
 
 
-def _controller_seen_s(folder: MachineFolder, tags: Tags) -> float | None:
+def _controller_seen_s(folder: MachineFolder, age_s: float) -> float | None:
     """Seconds since a controller's last sign, brought up to now from the guard's last word."""
     status = read_json(folder.home / ".gpu-runner" / "guard" / "status.json") or {}
     seen_s, elapsed_s = status.get("controller_seen_s"), status.get("elapsed_s")
     if not isinstance(seen_s, (int, float)) or not isinstance(elapsed_s, (int, float)):
         return None
-    return float(seen_s)
+    return float(seen_s) + max(0.0, age_s - float(elapsed_s))

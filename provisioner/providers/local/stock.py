@@ -35,8 +35,9 @@ def of_host() -> tuple[Offer, ...]:
     """One offer without GPU, and one for each number of GPUs of each model that is here."""
     found = [_offer(CPU_TYPE)]
     for model, members in gpus.counts(gpus.find()).items():
-        for count in range(1, len(members) + 1):
-            found.append(_offer(gpu_type(model, count), model, count, min(gpu.memory_gib for gpu in members)))
+        memory_gib = min(gpu.memory_gib for gpu in members)
+        numbers = range(1, len(members) + 1)
+        found += [_offer(gpu_type(model, count), model, count, memory_gib) for count in numbers]
     return tuple(found)
 
 

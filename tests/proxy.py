@@ -64,7 +64,7 @@ class Proxy:
                 if not select.select([self._listener], [], [], 0.05)[0]:
                     continue
                 self._flowing.wait()
-                client, _ = self._listener.accept()
+                client = self._listener.accept()[0]
             except (OSError, ValueError):
                 return
             self._connect(client)
@@ -81,6 +81,9 @@ class Proxy:
         with self._lock:
             self._pairs.append((client, server))
             self.accepted += 1
+        if self._closed:
+            self.cut()
+            return
         threading.Thread(target=self._pump, args=(client, server, False), daemon=True).start()
         threading.Thread(target=self._pump, args=(server, client, True), daemon=True).start()
 

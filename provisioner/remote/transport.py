@@ -126,6 +126,7 @@ class Transport(paramiko.Transport):
         except OSError as error:
             _LOGGER.debug("already disconnected: %s", error)
         self.close()
+        self.sock.close()  # close() leaves it open when the transport was never started, or had just ended
 
     def settled(self) -> bool:
         """Whether the transport is alive, told after its thread has had time to die.

@@ -72,7 +72,7 @@ Examples:
 )
 @click.version_option(package_name="gpu-runner", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show a traceback for errors that are not expected.")
-def cli(*, debug: bool) -> None:  # noqa: ARG001 - main reads it, also when parsing fails
+def cli(*, debug: bool) -> None:
     """Get a GPU machine for a job, run it there, bring the results back, and prove that the machine is gone."""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from provisioner import cleanup
-from provisioner.cli import failures, style, table
+from provisioner.cli import failures, table
 from provisioner.cli.context import App, json_option, provider_option
 from provisioner.errors import ExitCode
 from provisioner.models import Scope
@@ -68,11 +68,11 @@ _FRESH_S = 600.0
 
 
 def _print(report: cleanup.CleanupReport, *, dry_run: bool) -> None:
-    verb = "would remove" if dry_run else style.good("removed")
+    verb = "would remove" if dry_run else "removed"
     rows = [(verb, f.lease_id or "?", f.kind, f"{f.provider}/{f.region}", f.id, f.reason) for f in report.removed]
     rows += [("kept", f.lease_id or "?", f.kind, f"{f.provider}/{f.region}", f.id, f.reason) for f in report.kept]
     if rows:
-        click.echo(table.render(("", "LEASE", "KIND", "WHERE", "ID", "WHY"), rows))
+        click.echo("\n".join(table.lines(("", "LEASE", "KIND", "WHERE", "ID", "WHY"), rows)))
     elif report.clean:
         click.echo("nothing to clean up")
     for failure in report.failed:

@@ -89,7 +89,8 @@ def space_check(name: str, existing: Path, text: str) -> Check:
     """
     free = shutil.disk_usage(existing).free
     status = CheckStatus.OK if free >= _LITTLE_SPACE_BYTES else CheckStatus.WARN
-    return Check(name, status, f"{text}, {units.format_bytes(free)} free", "" if status is CheckStatus.OK else "free some")
+    resolution = "" if status is CheckStatus.OK else "free some space"
+    return Check(name, status, f"{text}, {units.format_bytes(free)} free", resolution)
 
 
 def _last_cleanup(app: App) -> Check:
@@ -129,7 +130,8 @@ def _provider_checks(app: App, provider: Provider) -> list[Check]:
 
 def _print(name: str, checks: list[Check]) -> None:
     click.echo(style.bold(name))
-    marks = {CheckStatus.OK: style.good("ok  "), CheckStatus.WARN: style.warn("warn"), CheckStatus.FAIL: style.bad("FAIL")}
+    ok, warn, fail = style.good("ok  "), style.warn("warn"), style.bad("FAIL")
+    marks = {CheckStatus.OK: ok, CheckStatus.WARN: warn, CheckStatus.FAIL: fail}
     width = max(len(check.name) for check in checks)
     for check in checks:
         click.echo(f"  {marks[check.status]}  {check.name.ljust(width)}  {check.text}")

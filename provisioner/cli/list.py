@@ -45,12 +45,11 @@ def _print(inventories: list[Inventory]) -> None:
         click.echo("no machines, nothing left over")
         return
     if machines:
-        click.echo(
-            table.render(("LEASE", "STATE", "WHERE", "TYPE", "AGE", "ENDS IN", "NOTE"), [_row(m) for m in machines])
-        )
+        header = ("LEASE", "STATE", "WHERE", "TYPE", "AGE", "ENDS IN", "NOTE")
+        click.echo("\n".join(table.lines(header, [_row(machine) for machine in machines])))
     if residue:
         rows = [(r.lease_id or "?", r.kind, f"{r.provider}/{r.region}", r.id) for r in residue]
-        click.echo(table.render(("LEFT OVER OF", "KIND", "WHERE", "ID"), rows))
+        click.echo("\n".join(table.lines(("LEFT OVER OF", "KIND", "WHERE", "ID"), rows)))
 
 
 def _row(machine: Machine) -> tuple[str, ...]:

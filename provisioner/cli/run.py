@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -23,7 +20,7 @@ from provisioner.cli.reporter import Reporter
 from provisioner.cli.signals import SignalWatch
 from provisioner.config import RunConfig, Times, load_run
 from provisioner.errors import GpuRunnerError
-from provisioner.models import Lease, Offer, SshKeys
+from provisioner.models import Lease, SshKeys
 from provisioner.pipeline.base import Env, JobRequest, Timeline
 from provisioner.pipeline.result import RunResult
 from provisioner.pipeline.run import run_job
@@ -141,6 +138,7 @@ def build_request(app: App, config: RunConfig, provider: Provider) -> JobRequest
         sync_every_s=config.sync_every_s,
         keep_on_failure_s=config.keep_on_failure_s or None,
         detach=config.detach,
+        wait_capacity_s=config.placement.wait_capacity_s,
         image=config.placement.image,
         disk_gib=config.placement.disk_gib,
     )

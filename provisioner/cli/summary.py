@@ -102,7 +102,8 @@ def _release_text(result: RunResult) -> str:
     if release.kept_for_s is not None:
         left = units.format_duration(round(release.kept_for_s))
         verb = "logs -f" if result.detached else "ssh"
-        return f"left running, ends itself in {left} at the latest; `gpu-runner {verb} {lease_id}`, `gpu-runner down {lease_id}`"
+        then = f"`gpu-runner {verb} {lease_id}`, `gpu-runner down {lease_id}`"
+        return f"left running, ends itself in {left} at the latest; {then}"
     if release.confirmed:
         return style.good("proven gone") + f" ({units.format_duration(round(release.seconds, 1))})"
     if release.billing_stopped:

@@ -57,6 +57,7 @@ class JobRequest:
         sync_every_s: How often artifacts come home while the job runs; None for only at its end.
         keep_on_failure_s: How long a machine is kept after the job failed; None ends it at once.
         detach: Whether to leave once the job runs.
+        wait_capacity_s: How long the offers are gone round again when none can be had.
         image: Image wished for.
         disk_gib: Root disk wished for.
     """
@@ -78,6 +79,7 @@ class JobRequest:
     sync_every_s: float | None = 30.0
     keep_on_failure_s: float | None = None
     detach: bool = False
+    wait_capacity_s: float = 0.0
     image: str | None = None
     disk_gib: int | None = None
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from provisioner import retry
+from provisioner.clock import Deadline
 from provisioner.errors import (
     BootError,
     CapacityError,
@@ -31,6 +32,8 @@ from provisioner.models import (
 from provisioner.pipeline.base import Env, JobRequest, wait_until
 from provisioner.pipeline.engine import Ending
 from provisioner.pipeline.release import Release
+
+_ROUND_PAUSE_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,17 @@ class Place:
         """
         self._env.observer.step(self.name, self._request.lease.id)
         self._refuse_if_held()
+        deadline = Deadline.after(self._env.clock, self._request.wait_capacity_s)
+        while not self._walk():
+            if deadline.remaining_s() <= _ROUND_PAUSE_S:
+                raise no_capacity(self.refusals)
+            self._env.observer.note(f"no capacity; going round again in {_ROUND_PAUSE_S:.0f} s")
+            self._env.clock.wait(self._env.cancel.soft, _ROUND_PAUSE_S)
+        self._env.timeline.mark("placed_s")
+
+    def _walk(self) -> bool:
+        """Try each offer once; whether one gave a machine."""
+        self.refusals.clear()
         for offer in self._request.offers:
             self._env.cancel.check()
             try:
@@ -83,10 +97,9 @@ class Place:
                 self.refusals.append(Refusal(offer, error))
                 self._env.observer.note(f"{_title(offer)}: {error.brief}")
                 self._end_mine(self._listed())  # a failed attempt leaves nothing before the next is tried
-                continue
-            self._env.timeline.mark("placed_s")
-            return
-        raise no_capacity(self.refusals)
+            else:
+                return True
+        return False
 
     def cleanup(self, ending: Ending) -> None:
         """Nothing of its own: what it made is ended by the release."""
@@ -169,16 +182,16 @@ class Place:
         if not alive:
             return ref
         oldest = max(alive, key=lambda m: (m.age_s or 0.0, -(m.attempt or 0)))
-        for machine in alive:
-            if (
-                machine is not oldest
-                and machine.lease is not None
-                and machine.lease.holder == self._request.lease.holder
-            ):
-                self._env.provider.terminate(machine.ref, Expect(self._request.lease.id, self._request.lease.holder))
+        self._end_mine([machine for machine in alive if machine is not oldest])
         if oldest.lease is not None and oldest.lease.holder != self._request.lease.holder:
             raise held(oldest)
         return oldest.ref
+
+    def _end_mine(self, machines: Sequence[Machine]) -> None:
+        expect = Expect(self._request.lease.id, self._request.lease.holder)
+        for machine in machines:
+            if machine.lease is not None and machine.lease.holder == expect.holder:
+                self._env.provider.terminate(machine.ref, expect)
 
     def _wait_running(self, ref: MachineRef) -> Machine:
         seen: list[Machine] = []

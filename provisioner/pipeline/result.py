@@ -65,17 +65,18 @@ class RunResult:
         """The outcome and the exit code, the gravest first."""
         if self.unconfirmed is not None:
             return Outcome.RELEASE_UNCONFIRMED, ExitCode.RELEASE_UNCONFIRMED
-        if isinstance(self.error, CancelledError) or self.status is None:
+        if isinstance(self.error, CancelledError) or self.status is None or self.detached:
             return self._error_verdict()
-        if self.detached:
-            return self._error_verdict()
-        if self.status.state is JobState.LOST:
+        return self._job_verdict(self.status) or self._error_verdict()
+
+    def _job_verdict(self, status: JobStatus) -> tuple[Outcome, int] | None:
+        if status.state is JobState.LOST:
             return Outcome.MACHINE_LOST, ExitCode.MACHINE_LOST
-        if self.status.timed_out:
+        if status.timed_out:
             return Outcome.JOB_TIMED_OUT, ExitCode.JOB_TIMED_OUT
-        if self.status.exit_code not in {0, None}:
-            return Outcome.JOB_FAILED, self.status.exit_code or 0
-        return self._error_verdict()
+        if status.exit_code not in {0, None}:
+            return Outcome.JOB_FAILED, status.exit_code or 0
+        return None
 
     def _error_verdict(self) -> tuple[Outcome, int]:
         if isinstance(self.error, GpuRunnerError):

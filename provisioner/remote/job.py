@@ -254,6 +254,22 @@ class JobClient:
             else:
                 return status
 
+    def read_log(self, sink: Callable[[bytes], None], offset: int = 0) -> None:
+        """Copy what there is of the log, without waiting for more.
+
+        Args:
+            sink: Takes each piece.
+            offset: Byte of the log to begin with.
+
+        Raises:
+            NotFoundError: There is no job.
+        """
+        with self._link.session().open(f"tail -c +{offset + 1} ~/.gpu-runner/job/log") as process:
+            while data := process.read():
+                sink(data)
+            if process.exit_status(_ANSWER_TIMEOUT_S) != 0:
+                raise NotFoundError("there is no job on the machine", resolution="see gpu-runner list")
+
     def _ask(self, verb: str, *, stdin: bytes = b"", timeout_s: float = _ANSWER_TIMEOUT_S) -> ExecResult:
         command = f"{self._python} {_SUPERVISOR} {verb}"
         return self._link.call(lambda session: session.run(command, stdin=stdin, timeout_s=timeout_s))

@@ -152,7 +152,7 @@ def advance(state: State, readings: Readings, now_s: float) -> State:
         What is known now.
     """
     if readings.beat is not None and readings.beat != state.beat:
-        state = state._replace(beat=readings.beat, seen_s=now_s)
+        state = state._replace(beat=readings.beat, seen_s=now_s, busy_s=now_s)
     if readings.order is not None and readings.order.seq != state.seq:
         state = _obey(state, readings.order, readings.job, now_s)
     if readings.job.state == "running":
@@ -163,7 +163,7 @@ def advance(state: State, readings: Readings, now_s: float) -> State:
 
 
 def _obey(state: State, order: Order, job: Job, now_s: float) -> State:
-    state = state._replace(seq=order.seq, seen_s=now_s, mode=order.mode or state.mode)
+    state = state._replace(seq=order.seq, seen_s=now_s, busy_s=now_s, mode=order.mode or state.mode)
     if order.end_in_s is not None:
         state = state._replace(soft_at_s=min(now_s + order.end_in_s, state.hard_at_s))
     if order.collected and job.state != "running":

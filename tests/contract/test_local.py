@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -13,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from provisioner.clock import SystemClock
-from provisioner.models import Expect, Machine, MachineState, Offer, Scope
-from provisioner.providers.base import AccessSource, OfferSource, Provider
+from provisioner.models import Expect, Offer
+from provisioner.providers.base import Provider
 from provisioner.providers.local import LocalProvider, cgroups, processes
 from provisioner.providers.local.folder import Root
 from provisioner.providers.local.view import group_prefix
-from tests.contract.provider_contract import ProviderContract, World, connect, ssh, wait_for
+from tests.contract.provider_contract import ProviderContract, World
 from tests.tools import require
 
 
@@ -54,7 +53,7 @@ class LocalWorld(World):
 
     @contextlib.contextmanager
     def unreadable(self) -> Iterator[None]:
-        """Others may write to the root: what it holds cannot be believed. (No mode keeps the superuser from reading.)"""
+        """Others may write to the root, so nothing in it can be believed. (No mode keeps root from reading.)"""
         self.root.chmod(0o777)
         try:
             yield
@@ -72,11 +71,6 @@ class LocalWorld(World):
         found = processes.strays(str(self.root), self.prefix).values()
         groups = [path for paths in cgroups.find(self.prefix).values() for path in paths]
         return folders + [f"process {process.pid}" for members in found for process in members] + groups
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> LocalWorld:
-    return LocalWorld(tmp_path / "machines")
 
 
 class TestLocalWithOpenSsh(ProviderContract):

@@ -110,8 +110,10 @@ def _endpoint(tags: Tags, state: dict[str, Any]) -> Endpoint | None:
 
 
 def _controller_seen_s(folder: MachineFolder, age_s: float) -> float | None:
-    """Seconds since a controller's last sign, brought up to now from the guard's last word."""
+    """Seconds since a controller's last sign, brought up to now; None where none is expected (a detached lease)."""
     status = read_json(folder.home / ".gpu-runner" / "guard" / "status.json") or {}
+    if status.get("mode") == "detached":
+        return None
     seen_s, elapsed_s = status.get("controller_seen_s"), status.get("elapsed_s")
     if not isinstance(seen_s, (int, float)) or not isinstance(elapsed_s, (int, float)):
         return None

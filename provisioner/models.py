@@ -211,7 +211,7 @@ class Machine:
         offer: What was bought, as far as known.
         releasing: Whether somebody asked for its release (tag ``releasing``).
         billing_stopped: True only when the provider shows a state in which compute is no longer billed.
-        controller_seen_s: Seconds since its guard last heard a controller; None when not known or never.
+        controller_seen_s: Seconds since its guard last heard a controller; None when not known, never, or detached.
         reason: Why it ended, where it ended itself.
         failure: The typed error of a create that failed late.
     """

@@ -68,7 +68,7 @@ class Follow:
         """
         self._started = True
         if not self._attached:
-            heartbeat.order(self._boot.connection.link, mode="attached")
+            heartbeat.command(self._boot.connection.link, mode="attached")
         self._collect.begin()
         self._env.cancel.when_soft(self._wake.set)
         self._thread.start()
@@ -143,7 +143,7 @@ class Job:
         self._env.cancel.check()
         self._start()
         if self._request.detach:
-            heartbeat.order(self._boot.connection.link, mode="detached")
+            heartbeat.command(self._boot.connection.link, mode="detached")
         else:
             self._follow.run()
 
@@ -210,7 +210,7 @@ class LookOnce:
         self._collect.begin()
         self._status = self._boot.connection.job.status()
         if self._status.running:
-            heartbeat.order(self._boot.connection.link, mode="detached")
+            heartbeat.command(self._boot.connection.link, mode="detached")
 
     def cleanup(self, ending: Ending) -> None:
         """Nothing to undo."""

@@ -130,7 +130,7 @@ class _Flow:
 
     def go(self, order: list[Step], *, keep_s: float | None, detach: bool) -> RunResult:
         steps = Steps(order, self.env.cancel)
-        failure = steps.run()
+        failure = self._first_cause(steps.run())
         status = self.job.status
         leave = failure is None and (detach or (status is not None and status.running))
         kept_for_s = self._lease_left_s() if leave else None
@@ -155,11 +155,19 @@ class _Flow:
         """Tell the guard how long the machine of a failed job stays; None if it could not be told."""
         keep_s = min(keep_s, self._lease_left_s())
         try:
-            heartbeat.order(self.boot.connection.link, mode="detached", end_in_s=keep_s)
+            heartbeat.command(self.boot.connection.link, mode="detached", end_in_s=keep_s)
         except Exception as error:  # noqa: BLE001 - a machine that can't be told to end itself is not kept
             self.env.observer.warning(f"the machine is not kept: {error}")
             return None
         return keep_s
 
+    def _first_cause(self, failure: BaseException | None) -> BaseException | None:
+        """A step that an end was asked for in fails in its own words; what counts is who asked."""
+        asked = failure is not None and self.env.cancel.soft.is_set()
+        return self.env.cancel.error() if asked else failure
+
     def _lease_left_s(self) -> float:
-        return max(0.0, self.lease.ttl_s - self.env.timeline.now_s())
+        """Time until the hard deadline, as far as it is known here: from when the machine was last described."""
+        machine = self.source.machine
+        left_s = machine.hard_deadline_in_s() if machine is not None else None
+        return max(0.0, self.lease.ttl_s if left_s is None else left_s)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from provisioner.clock import Clock
+from provisioner.clock import Clock, Deadline
 from provisioner.errors import GpuRunnerError, TransientError
 from provisioner.remote.link import Drops, Link
 from provisioner.remote.session import ConnectionLost, RemoteEnded, RemoteProcess
@@ -22,6 +22,10 @@ _READ = _ENTER + "for name in status.json orders.json; do cat $name 2>/dev/null;
 _WRITE = _ENTER + "umask 077 && cat > .orders.$$ && mv -f .orders.$$ orders.json"
 _JOIN_S = 5.0
 _ORDERING = threading.Lock()
+
+
+_TAKEN_WITHIN_S = 10.0
+_ASK_AGAIN_S = 0.2
 
 
 class Heartbeat:
@@ -158,6 +162,27 @@ def order(link: Link, *, mode: str = "attached", end_in_s: float | None = None, 
         text = json.dumps(document).encode("ascii")
         _run(link, _WRITE, stdin=text)
     return seq
+
+
+def command(link: Link, *, mode: str = "attached", end_in_s: float | None = None) -> None:
+    """Give the guard a new order, and wait until it has taken it: an order that was only sent protects nobody.
+
+    Args:
+        link: The connection to the machine.
+        mode: As in ``order``.
+        end_in_s: As in ``order``.
+
+    Raises:
+        TransientError: The guard did not take it in time.
+    """
+    seq = order(link, mode=mode, end_in_s=end_in_s)
+    deadline = Deadline.after(link.clock, _TAKEN_WITHIN_S)
+    while not deadline.passed():
+        status = guard_status(link)
+        if status is not None and status.orders_seq >= seq:
+            return
+        link.pause(_ASK_AGAIN_S)
+    raise TransientError("the guard on the machine did not take an order in time")
 
 
 def _read(link: Link) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -30,7 +30,7 @@ _INSTALLER = """\
 import hashlib, json, os, sys
 read = sys.stdin.buffer
 base = os.path.expanduser("~/.gpu-runner")
-for name in ("bin", "job", "guard"):
+for name in ("", "bin", "job", "guard"):
     os.makedirs(os.path.join(base, name), mode=0o700, exist_ok=True)
 for item in json.loads(read.readline()):
     data = read.read(item["size"])

@@ -18,8 +18,8 @@ from provisioner.config_sources import (
     from_environment,
     from_flags,
     limits,
+    parse,
     read_file,
-    suggestion,
 )
 from provisioner.errors import ConfigError
 from provisioner.models import OnControllerLoss
@@ -33,7 +33,6 @@ __all__ = [
     "RunConfig",
     "Times",
     "derive_times",
-    "load_flags",
     "load_placement",
     "load_run",
     "max_ttl_for_budget",
@@ -225,7 +224,7 @@ def load_run(
     if values["workdir"] is not None and not values["workdir"].is_dir():
         found.mistakes.add(found.sources["workdir"], f"{str(values['workdir'])!r} is not a folder")
     placement = _placement(found, values)
-    found.raise_mistakes()
+    found.mistakes.tell()
     own = {row.field: values[row.field] for row in settings_for("run").values() if not row.placement}
     return RunConfig(
         argv=tuple(argv), placement=placement, hosted_ci=hosted, cwd=cwd, sources=dict(found.sources), **own
@@ -257,27 +256,8 @@ def load_placement(
     """
     found = _Resolver(command, environ, cwd)
     placement = _placement(found, found.resolve(flags, config_file))
-    found.raise_mistakes()
+    found.mistakes.tell()
     return placement
-
-
-def load_flags(command: str, flags: Mapping[str, object]) -> dict[str, Any]:
-    """Read a command's flags alone, for a command that looks at no other source, as ``offers``.
-
-    Args:
-        command: The command.
-        flags: Parameter name to value, as click hands them over.
-
-    Returns:
-        Field of the setting to value.
-
-    Raises:
-        ConfigError: Names every mistake.
-    """
-    found = _Resolver(command, {}, Path())
-    values = found.merge([from_flags(flags, found.settings, found.cwd)])
-    found.raise_mistakes()
-    return values
 
 
 class _Resolver:
@@ -315,7 +295,7 @@ class _Resolver:
                 if setting.name not in layer:
                     continue
                 given = layer[setting.name]
-                parsed = self._parse(setting, given)
+                parsed = parse(setting, given, self.mistakes)
                 if setting.shape is Shape.PAIRS:
                     pairs.update(parsed)
                 elif parsed:
@@ -345,13 +325,6 @@ class _Resolver:
         given = self._given.get(name)
         return (self.cwd if given is None else given.folder) / value
 
-    def raise_mistakes(self) -> None:
-        """Tell them all."""
-        lines = list(dict.fromkeys(self.mistakes.lines))
-        if lines:
-            brief = "a setting is wrong" if len(lines) == 1 else f"{len(lines)} settings are wrong"
-            raise ConfigError(brief, details="\n".join(lines), resolution="--help explains every setting")
-
     def _read_file(self, config_file: Path | None) -> dict[str, Given]:
         wanted = config_file or (Path(named) if (named := self.environ.get("GPU_RUNNER_CONFIG")) else None)
         path = self.cwd / wanted if wanted else find_file(self.cwd)
@@ -367,19 +340,6 @@ class _Resolver:
         cap = self.caps.get(name)
         setting = next(setting for setting in self.settings.values() if setting.cap_name == name)
         return None if cap is None else setting.parse(cap.texts[0])
-
-    def _parse(self, setting: Setting, given: Given) -> list[Any]:
-        parsed = []
-        for text in given.texts:
-            if setting.choices and text.strip() not in setting.choices:
-                near = suggestion(text, setting.choices)
-                self.mistakes.add(given.source, f"{text[:60]!r} is not one of {', '.join(setting.choices)}{near}")
-                continue
-            try:
-                parsed.append(setting.parse(text.strip() if setting.choices else text))
-            except ValueError as error:
-                self.mistakes.add(given.source, str(error))
-        return parsed
 
     def _apply_cap(self, setting: Setting, cap: Cap, values: dict[str, Any]) -> None:
         value, source = values[setting.field], self.sources[setting.name]

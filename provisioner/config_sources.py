@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from provisioner.errors import ConfigError
 from provisioner.settings import (
     ENVIRONMENT_PREFIX,
     INFRASTRUCTURE_VARIABLES,
@@ -17,6 +18,7 @@ from provisioner.settings import (
     CapRule,
     Setting,
     Shape,
+    settings_for,
 )
 
 FILE_NAME = "gpu-runner.toml"
@@ -61,6 +63,17 @@ class Mistakes:
         """
         self.lines.append(f"{source}: {message}")
 
+    def tell(self) -> None:
+        """End here if there are any.
+
+        Raises:
+            ConfigError: Names all of them, one a line.
+        """
+        lines = list(dict.fromkeys(self.lines))
+        if lines:
+            brief = "a setting is wrong" if len(lines) == 1 else f"{len(lines)} settings are wrong"
+            raise ConfigError(brief, details="\n".join(lines), resolution="--help explains every setting")
+
 
 def suggestion(name: str, known: Iterable[str]) -> str:
     """The nearest valid name, as the end of a sentence.
@@ -99,6 +112,54 @@ def from_flags(flags: Mapping[str, object], settings: Mapping[str, Setting], cwd
         off = setting.shape is Shape.FLAG and not value
         found[name] = Given(texts, f"--no-{name}" if off else f"--{name}", cwd)
     return found
+
+
+def parse(setting: Setting, given: Given, mistakes: Mistakes) -> list[Any]:
+    """Turn texts into values.
+
+    Args:
+        setting: The setting.
+        given: What one source says of it.
+        mistakes: Gets a line for each text that cannot be read.
+
+    Returns:
+        The values of the texts that can.
+    """
+    values = []
+    for text in given.texts:
+        if setting.choices and text.strip() not in setting.choices:
+            near = suggestion(text, setting.choices)
+            mistakes.add(given.source, f"{text[:60]!r} is not one of {', '.join(setting.choices)}{near}")
+            continue
+        try:
+            values.append(setting.parse(text.strip() if setting.choices else text))
+        except ValueError as error:
+            mistakes.add(given.source, str(error))
+    return values
+
+
+def load_flags(command: str, flags: Mapping[str, object]) -> dict[str, Any]:
+    """Read a command's flags alone, for a command that looks at no other source, as ``offers``.
+
+    Args:
+        command: The command.
+        flags: Parameter name to value, as click hands them over.
+
+    Returns:
+        Field of the setting to value.
+
+    Raises:
+        ConfigError: Names every mistake.
+    """
+    settings, mistakes = settings_for(command), Mistakes()
+    given = from_flags(flags, settings, Path())
+    values = {setting.field: setting.default for setting in settings.values()}
+    for name, texts in given.items():
+        parsed = parse(settings[name], texts, mistakes)
+        if parsed:
+            values[settings[name].field] = parsed[-1] if settings[name].shape is Shape.ONE else tuple(parsed)
+    mistakes.tell()
+    return values
 
 
 def from_environment(

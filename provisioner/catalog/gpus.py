@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from functools import cache
 
 LARGEST_COUNT = 1024
+MEMORY_SHOWN = 0.93
+"""A driver shows less memory than what is sold: 22.4 of 24 GB, 44.7 of 48. A wish is met by this part of it."""
 
 _WISH = re.compile(r"([A-Za-z0-9][A-Za-z0-9 ._+-]{0,59}?)(?::([0-9]{1,6}))?")
-_NOISE = frozenset({"NVIDIA", "TESLA", "GEFORCE", "QUADRO", "GPU", "TENSOR", "CORE", "GRID"})
-_FORM_FACTORS = frozenset(
-    {"SXM", "SXM2", "SXM3", "SXM4", "SXM5", "SXM6", "PCIE", "PCI", "HBM2", "HBM2E", "HBM3", "HBM3E"}
-)
-_VARIANTS = frozenset({"NVL", "MEGA", "TI", "SUPER", "ADA", "MIG"})
+# Words that name the maker, the line or the plug, and not the chip.
+_NOISE = frozenset({
+    "NVIDIA", "TESLA", "GEFORCE", "QUADRO", "RTX", "GTX", "GPU", "TENSOR", "CORE", "GRID", "BLACKWELL", "SERVER",
+    "WORKSTATION", "EDITION", "GENERATION", "PCI", "PCIE", "SXM", "SXM2", "SXM3", "SXM4", "SXM5", "SXM6", "HBM2",
+    "HBM2E", "HBM3", "HBM3E",
+})  # fmt: skip
+_VARIANTS = frozenset({"NVL", "MEGA"})
+_PREFIX = re.compile(r"(?:RTX|GTX)(?=.)")
 _MEMORY = re.compile(r"([0-9]{1,4})(?:GB|GIB|G)")
 
 
@@ -38,8 +43,8 @@ class GpuName:
     """A GPU's name, taken apart.
 
     Attributes:
-        model: Letters and digits of the model in upper case, as ``A100`` or ``RTXPRO6000``.
-        variant: What sets it apart within the model, as ``NVL``; empty for none, and for form factors such as SXM.
+        model: Letters and digits of the model in upper case, as ``A100`` or ``PRO6000``.
+        variant: What sets it apart within the model, as ``NVL``; empty for none, and for plugs such as SXM.
         memory_gib: Memory that the name states, as in ``A100-80GB``; None when it states none.
     """
 
@@ -90,6 +95,28 @@ def parse_name(name: str) -> GpuName:
             memory_gib = int(memory[1])
         elif word in _VARIANTS and model:
             variant.append(word)
-        elif word and word not in _NOISE and word not in _FORM_FACTORS:
-            model.append(word)
+        elif word and word not in _NOISE:
+            model.append(_PREFIX.sub("", word))
     return GpuName("".join(model), "-".join(variant), memory_gib)
+
+
+def same(wished: str, name: str, memory_gib: float | None) -> bool:
+    """Whether a GPU is what a wish names.
+
+    A wish without variant or memory takes any of the model: ``A100`` takes 40 and 80 GB, ``H100`` takes NVL.
+
+    Args:
+        wished: The name that the user wrote.
+        name: The name of the GPU on offer.
+        memory_gib: Its memory, if known.
+
+    Returns:
+        Whether it fits.
+    """
+    wish, offered = parse_name(wished), parse_name(name)
+    if wish.model != offered.model or (wish.variant and wish.variant != offered.variant):
+        return False
+    if wish.memory_gib is None:
+        return True
+    memory = memory_gib if memory_gib is not None else offered.memory_gib
+    return memory is not None and abs(memory - wish.memory_gib) <= wish.memory_gib * (1 - MEMORY_SHOWN)

@@ -17,7 +17,7 @@ from provisioner.resources import template_path
 from tests.tools import find_python
 
 sys.path.insert(0, str(template_path("guard.py").parent))
-import guard  # noqa: E402  # the machine's side is no part of the package
+import guard  # the machine's side is no part of the package
 
 CREATED_S = 5000.0
 LIMITS = guard.Limits(

@@ -148,6 +148,9 @@ class Link:
             self._check()
             try:
                 return self._connect(limit)
+            except CancelledError:
+                self._check()  # tells why, where an abort gave a reason
+                raise
             except TransientError as error:
                 if limit.remaining_s() <= wait_s:
                     self._error = MachineLostError(

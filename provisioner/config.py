@@ -38,6 +38,9 @@ __all__ = [
     "max_ttl_for_budget",
 ]
 
+RESULTS_FOLDER = "gpu-runner-results"
+"""Below the current folder; it ignores itself, so that results are not uploaded with the next run."""
+
 HOSTED_CI_LIMIT_S = 6 * 3600.0
 """A job on a machine of GitHub's own ends after six hours, and its identity token with it."""
 
@@ -122,7 +125,7 @@ class RunConfig:
     Attributes:
         argv: The job: a program and its arguments.
         placement: The machine.
-        workdir: Folder to upload, which exists; None for the git work tree.
+        workdir: Folder to upload, which exists; None for the current folder.
         env: Variables of the job.
         secrets: Variables of the job that are masked in logs.
         setup: Shell commands to run before the job.
@@ -164,7 +167,7 @@ class RunConfig:
         Returns:
             The folder that was asked for, else one of the lease's own below the current folder.
         """
-        return self.output or self.cwd / "gpu-runner-results" / lease_id
+        return self.output or self.cwd / RESULTS_FOLDER / lease_id
 
     def times(self, boot_allowance_s: float, collect_allowance_s: float) -> Times:
         """As ``Placement.times``; the time that a failed job's machine is kept counts to the lease.

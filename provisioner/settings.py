@@ -324,7 +324,7 @@ _PLACEMENT = (
 _JOB = (
     Setting(
         "workdir", "workdir", "Folder to upload.", text, _RUN, metavar="DIR",
-        default_text="the git work tree, without what git ignores",
+        default_text="the current folder, without what git ignores",
     ),
     Setting(
         "env", "env", "A variable of the job; KEY alone passes the present value on. Repeatable.", variable, _RUN,

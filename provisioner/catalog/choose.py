@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from provisioner.catalog import rank, table
+from provisioner.catalog.explain import explain
 from provisioner.catalog.wish import Wish, check_gpu_known, matching
 from provisioner.config import Placement, RunConfig, Times, max_ttl_for_budget
 from provisioner.errors import ConfigError
@@ -88,8 +89,9 @@ def _nothing_fits(placement: Placement, provider: Provider, present: Sequence[Of
     check_gpu_known(placement.gpu, [*table.bundled(), *present])
     kinds = sorted({f"{offer.gpu}:{offer.gpu_count}" for offer in present if offer.gpu is not None})
     wanted = f" with GPU {placement.gpu}" if placement.gpu is not None else " like that"
+    has = f"its GPUs: {', '.join(kinds)}" if kinds else "it has no GPU"
     return ConfigError(
         f"provider {provider.name} has no machine{wanted}",
-        details=f"its GPUs: {', '.join(kinds)}" if kinds else "it has no GPU",
+        details="\n".join([has, *explain(present, _wish(placement)).lines()]),
         resolution=f"see what it has with `gpu-runner offers --provider {provider.name}`",
     )

@@ -12,6 +12,7 @@ from provisioner.cli import summary
 from provisioner.cli.context import App, Found, find, json_option, lease_argument
 from provisioner.cli.machine import open_link
 from provisioner.cli.run import make_env
+from provisioner.config import RESULTS_FOLDER
 from provisioner.errors import ConfigError
 from provisioner.models import Lease
 from provisioner.pipeline.run import ArtifactRequest, attach_job
@@ -96,7 +97,7 @@ def artifact_request(app: App, found: Found, globs: tuple[str, ...], output: Pat
         meta = JobClient(link).status().meta
     return ArtifactRequest(
         globs=globs or tuple(meta.get("artifacts", ())),
-        output=output or Path.cwd() / "gpu-runner-results" / lease_id,
+        output=output or Path.cwd() / RESULTS_FOLDER / lease_id,
         require=bool(meta.get("require_artifacts", False)),
         sync_every_s=_SYNC_EVERY_S,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sys
@@ -18,7 +19,7 @@ from provisioner.cli.context import App, json_option
 from provisioner.cli.options import options_for
 from provisioner.cli.reporter import Reporter
 from provisioner.cli.signals import SignalWatch
-from provisioner.config import RunConfig, Times, load_run
+from provisioner.config import RESULTS_FOLDER, RunConfig, Times, load_run
 from provisioner.errors import GpuRunnerError
 from provisioner.models import Lease, SshKeys
 from provisioner.pipeline.base import Env, JobRequest, Timeline
@@ -60,6 +61,8 @@ def command(argv: tuple[str, ...], config_file: Path | None, *, as_json: bool, *
     app = App.from_environment()
     provider = app.providers(config.placement.providers[:1])[0]
     request = build_request(app, config, provider)
+    if config.output is None and config.artifacts:
+        _ignore_results(config.cwd / RESULTS_FOLDER)
     result = run_with_observer(app, provider, request, as_json=as_json)
     return summary.finish(result, as_json=as_json)
 
@@ -165,6 +168,15 @@ def _keys() -> tuple[str, SshKeys]:
 
     user, host = generate_keypair(), generate_keypair()
     return user.private_key_pem, SshKeys(user.public_key_line, host.private_key_pem, host.public_key_line)
+
+
+def _ignore_results(folder: Path) -> None:
+    """Make the results folder ignore itself; one that cannot be made is told of when results come."""
+    with contextlib.suppress(OSError):
+        folder.mkdir(exist_ok=True)
+        ignore = folder / ".gitignore"
+        if not ignore.exists():
+            ignore.write_text("*\n", encoding="utf-8")
 
 
 def _interactive() -> bool:

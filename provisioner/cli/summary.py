@@ -87,11 +87,26 @@ def _artifacts_text(result: RunResult) -> str:
 
 def _cost_text(result: RunResult) -> str:
     cost_usd = result.cost_usd()
-    begin_s, end_s = result.timeline.get("placed_s"), result.timeline.get("released_s")
-    own = "unknown (no price known)" if cost_usd is None else units.format_usd(cost_usd)
-    if result.machine is None or begin_s is None or end_s is None:
+    used_s = result.used_s()
+    if result.machine is None or used_s is None:
         return ""
-    return own
+    own = "unknown (its price is not known)" if cost_usd is None else units.format_usd(cost_usd)
+    return own + _elsewhere_text(result, used_s) if cost_usd == 0 else own
+
+
+def _elsewhere_text(result: RunResult, used_s: float) -> str:
+    """What a rented GPU machine would have cost for the same time, where the own box costs nothing."""
+    from provisioner.catalog.gpus import GpuWish
+    from provisioner.catalog.quotes import cheapest_like
+
+    offer = result.machine.offer if result.machine else None
+    gpu = GpuWish(offer.gpu, offer.gpu_count) if offer and offer.gpu else None
+    quote = cheapest_like(gpu, offer.gpu_memory_gib if offer and gpu else None, duration_s=used_s)
+    if quote is None:
+        return ""
+    where = f"{quote.offer.provider} {quote.offer.instance_type} ({quote.offer.gpu}) in {quote.offer.region}"
+    price = f"{units.format_usd(quote.price_usd_hour)}/h, list price of {quote.as_of}"
+    return f" here; {units.format_usd(quote.cost_usd)} on {where} at {price}"
 
 
 def _release_text(result: RunResult) -> str:

@@ -157,6 +157,10 @@ class Job:
         self._env.observer.step("upload", f"{plan.root} ({size})")
         if plan.total_bytes > _LARGE_UPLOAD_BYTES:
             self._env.observer.warning(f"uploading {size}; files that git ignores stay here (.gitignore)")
+        if plan.note:
+            self._env.observer.note(plan.note)
+        for name in plan.left_out:
+            self._env.observer.warning(f"not uploaded: {name!r} is no file, folder or link")
         upload(self._boot.connection.link, plan, WORK_DIR, on_progress=self._env.observer.progress)
         self._env.timeline.mark("uploaded_s")
 

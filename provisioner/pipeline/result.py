@@ -85,15 +85,18 @@ class RunResult:
             return Outcome.INTERNAL, ExitCode.INTERNAL
         return Outcome.OK, ExitCode.OK
 
+    def used_s(self) -> float | None:
+        """Seconds from the placing to the release; None when one of the two was not reached."""
+        begin_s, end_s = self.timeline.get("placed_s"), self.timeline.get("released_s")
+        return None if begin_s is None or end_s is None else end_s - begin_s
+
     def cost_usd(self) -> float | None:
-        """Price times the time from placing to release; None when the price is not known."""
+        """Price times the time that the machine was used; None when one of them is not known."""
         if self.machine is None:
             return 0.0
         price = self.machine.offer.price_usd_hour if self.machine.offer else None
-        begin_s, end_s = self.timeline.get("placed_s"), self.timeline.get("released_s")
-        if price is None or begin_s is None or end_s is None:
-            return None
-        return price * (end_s - begin_s) / _SECONDS_PER_HOUR
+        used_s = self.used_s()
+        return None if price is None or used_s is None else price * used_s / _SECONDS_PER_HOUR
 
     def document(self) -> dict[str, Any]:
         """The document of ``run --json``."""

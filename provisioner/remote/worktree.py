@@ -16,6 +16,9 @@ _LIST = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
 _SENDABLE = (stat.S_ISREG, stat.S_ISLNK, stat.S_ISDIR)
 
 
+_NEVER_SENT = {b".git", b"gpu-runner-results"}
+
+
 @dataclass(frozen=True)
 class UploadPlan:
     """What an upload will send.
@@ -108,13 +111,13 @@ def _git_list(folder: Path) -> list[bytes]:
 
 
 def _everything(workdir: Path) -> Iterator[bytes]:
-    """Every file, link and empty folder, without git's own."""
+    """Every file, link and empty folder, without git's own and without results of earlier runs."""
     stack = [b""]
     root = os.fsencode(workdir)
     while stack:
         folder = stack.pop()
         with os.scandir(os.path.join(root, folder)) as entries:  # noqa: PTH118 - bytes
-            found = [entry for entry in entries if entry.name != b".git"]
+            found = [entry for entry in entries if entry.name not in _NEVER_SENT]
         if folder and not found:
             yield folder
         for entry in found:

@@ -20,6 +20,7 @@ from provisioner.errors import (
     TransientError,
 )
 from provisioner.models import (
+    Check,
     Expect,
     Inventory,
     LaunchIntent,
@@ -32,7 +33,7 @@ from provisioner.models import (
     Unread,
 )
 from provisioner.providers.base import Traits
-from provisioner.providers.local import cgroups, gpus, host, processes, sshserver, stock, view
+from provisioner.providers.local import cgroups, checks, gpus, host, processes, sshserver, stock, view
 from provisioner.providers.local.folder import (
     MachineFolder,
     Root,
@@ -159,6 +160,10 @@ class LocalProvider:
     def offers(self) -> Sequence[Offer]:
         """See OfferSource."""
         return stock.of_host()
+
+    def checks(self) -> Sequence[Check]:
+        """See CheckSource."""
+        return checks.of_host(self._root)
 
     def grant_access(self, ref: MachineRef, user_public_key: str) -> None:
         """See AccessSource."""

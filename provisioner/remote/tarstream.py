@@ -530,7 +530,7 @@ class Source:
         raise CorruptError("a line without end")
 
     def _fill(self) -> None:
-        self._buffer = self._read(1 << 20)
+        self._buffer = self._read(CHUNK_BYTES)
         self._at = 0
         if not self._buffer:
             raise TruncatedError("the stream ended too early")

@@ -212,6 +212,8 @@ class Machine:
         releasing: Whether somebody asked for its release (tag ``releasing``).
         billing_stopped: True only when the provider shows a state in which compute is no longer billed.
         controller_seen_s: Seconds since its guard last heard a controller; None when not known, never, or detached.
+        soft_deadline_in_s: Seconds until its guard ends it unless told otherwise; None when there is none before the
+            hard deadline, or it is not known.
         reason: Why it ended, where it ended itself.
         failure: The typed error of a create that failed late.
     """
@@ -226,6 +228,7 @@ class Machine:
     releasing: bool = False
     billing_stopped: bool = False
     controller_seen_s: float | None = None
+    soft_deadline_in_s: float | None = None
     reason: str = ""
     failure: GpuRunnerError | None = None
 

@@ -53,7 +53,7 @@ def _print(inventories: list[Inventory]) -> None:
 
 
 def _row(machine: Machine) -> tuple[str, ...]:
-    left_s = machine.hard_deadline_in_s()
+    left_s = ends_in_s(machine)
     return (
         machine.ref.lease_id or "?",
         str(machine.state),
@@ -63,6 +63,12 @@ def _row(machine: Machine) -> tuple[str, ...]:
         "overdue" if left_s is not None and left_s < 0 else _time(left_s),
         machine.reason or ("releasing" if machine.releasing else ""),
     )
+
+
+def ends_in_s(machine: Machine) -> float | None:
+    """Seconds until a machine ends by itself, as far as known: at its soft or its hard deadline."""
+    known = [left for left in (machine.hard_deadline_in_s(), machine.soft_deadline_in_s) if left is not None]
+    return min(known, default=None)
 
 
 def _time(seconds: float | None) -> str:
@@ -95,7 +101,7 @@ def machine_document(machine: Machine) -> dict[str, Any]:
         "instance_type": machine.offer.instance_type if machine.offer else None,
         "price_usd_hour": machine.offer.price_usd_hour if machine.offer else None,
         "age_s": machine.age_s,
-        "ends_in_s": machine.hard_deadline_in_s(),
+        "ends_in_s": ends_in_s(machine),
         "controller_seen_s": machine.controller_seen_s,
         "releasing": machine.releasing,
         "reason": machine.reason,

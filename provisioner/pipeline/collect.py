@@ -47,7 +47,6 @@ class Collect:
     Attributes:
         totals: What came home.
         error: Why artifacts are missing; None when all are home.
-        done: Whether the last flush ran to its end.
     """
 
     name = "collect"
@@ -73,10 +72,10 @@ class Collect:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._began = False
+        self._flushed = False
         self._warned: set[str] = set()
         self.totals = ArtifactTotals()
         self.error: ArtifactsLostError | None = None
-        self.done = False
 
     def run(self) -> None:
         """Nothing yet: there are no artifacts before the job starts."""
@@ -89,18 +88,22 @@ class Collect:
             self._thread.start()
 
     def cleanup(self, ending: Ending) -> None:  # noqa: ARG002 - what is there comes home either way
-        """The last flush, within 30 s if somebody waits for the end, and not at all if there is no time."""
-        self._stop.set()
-        if not self._began or self._env.cancel.hard.is_set():
-            return
-        self.flush()
+        """The last flush, if nothing came to it yet."""
+        self.finish()
 
-    def pause(self) -> None:
-        """Sync no more; what is there stays on the machine for a later ``collect``."""
+    def finish(self) -> None:
+        """The last flush: once, within 30 s if somebody waits for the end, and not at all if there is no time."""
+        self._stop.set()
+        if self._began and not self._flushed and not self._env.cancel.hard.is_set():
+            self._flushed = True
+            self._flush()
+
+    def leave(self) -> None:
+        """What is on the machine stays there for a later ``collect``."""
         self._stop.set()
         self._began = False
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         """Bring everything home; a failure is kept in ``error``."""
         self._env.observer.step(self.name, ", ".join(self._artifacts) or "no artifacts asked for")
         limit = self._limit_after_cancel()
@@ -109,8 +112,6 @@ class Collect:
                 self._judge(self._fetch(final=True))
         except GpuRunnerError as error:
             self.error = _lost(error)
-        else:
-            self.done = self.error is None
         finally:
             limit.cancel()
             self._env.timeline.mark("collected_s")

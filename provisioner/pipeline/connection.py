@@ -25,6 +25,7 @@ class Connection:
         link: The SSH connection that heals itself.
         job: The job on the machine.
         watch: Whether the machine is still there.
+        job_began: Whether there may be a job, and so results; before that an end is one at once.
     """
 
     def __init__(self, env: Env, machine: Machine, private_key: str) -> None:
@@ -38,6 +39,7 @@ class Connection:
             reconnect_for_s=env.provider.traits.reconnect_for_s,
         )
         self.job = JobClient(self.link)
+        self.job_began = False
         self.watch = Watch(env, machine, self.link.abort)
         timeout_s = machine.lease.heartbeat_timeout_s if machine.lease else 4 * _LONGEST_HEARTBEAT_S
         self._heartbeat = Heartbeat(self.link, env.clock, min(_LONGEST_HEARTBEAT_S, timeout_s / 4))
@@ -48,6 +50,7 @@ class Connection:
         Raises:
             BootError: If the machine cannot be reached in time.
         """
+        self._env.cancel.when_soft(self._give_up_early)
         self._env.cancel.when_hard(self.link.abort)
         try:
             self.job.install()
@@ -57,6 +60,10 @@ class Connection:
             ) from error
         self._heartbeat.start()
         self.watch.start()
+
+    def _give_up_early(self) -> None:
+        if not self.job_began:
+            self.link.abort(self._env.cancel.error())
 
     def close(self) -> None:
         """Close everything; safe at any stage."""

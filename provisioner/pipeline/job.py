@@ -28,6 +28,11 @@ class HasStatus(Protocol):
         """How the job stands; None while that is not known."""
         ...
 
+    @property
+    def reached(self) -> bool:
+        """Whether it came to deal with the job at all."""
+        ...
+
 
 class Follow:
     """Stays with a job that was started: its log, its end, and its stop when an end is asked for.
@@ -59,6 +64,11 @@ class Follow:
         """How the job ended; None while that is not known."""
         return self._status
 
+    @property
+    def reached(self) -> bool:
+        """Whether the job is being followed."""
+        return self._started
+
     def run(self) -> None:
         """Show the log until the job ends.
 
@@ -66,9 +76,9 @@ class Follow:
             CancelledError: An end was asked for first.
             MachineLostError: The machine went away first.
         """
-        self._started = True
         if not self._attached:
             heartbeat.command(self._boot.connection.link, mode="attached")
+        self._started = self._boot.connection.job_began = True
         self._collect.begin()
         self._env.cancel.when_soft(self._wake.set)
         self._thread.start()
@@ -132,6 +142,11 @@ class Job:
         """How the job ended; None while that is not known."""
         return self._follow.status
 
+    @property
+    def reached(self) -> bool:
+        """Whether the job was started."""
+        return self._boot.connection.job_began
+
     def run(self) -> None:
         """Upload, start, stay.
 
@@ -141,6 +156,7 @@ class Job:
         """
         self._upload()
         self._env.cancel.check()
+        self._boot.connection.job_began = True
         self._start()
         if self._request.detach:
             heartbeat.command(self._boot.connection.link, mode="detached")
@@ -203,18 +219,32 @@ class LookOnce:
         self._boot = boot
         self._collect = collect
         self._status: JobStatus | None = None
+        self._home = False
 
     @property
     def status(self) -> JobStatus | None:
         """How the job stands; None while that is not known."""
         return self._status
 
+    @property
+    def reached(self) -> bool:
+        """Whether everything is home, so that the machine is of no more use once its job has ended."""
+        return self._home
+
     def run(self) -> None:
-        """Ask, and leave the machine to itself again if its job still runs."""
-        self._collect.begin()
+        """Ask, bring home what there is, and leave the machine to itself again if its job still runs.
+
+        Raises:
+            ArtifactsLostError: Not everything came home: the machine must not go yet.
+        """
+        heartbeat.command(self._boot.connection.link, mode="detached")
+        self._boot.connection.job_began = True
         self._status = self._boot.connection.job.status()
-        if self._status.running:
-            heartbeat.command(self._boot.connection.link, mode="detached")
+        self._collect.begin()
+        self._collect.finish()
+        if self._collect.error is not None:
+            raise self._collect.error
+        self._home = True
 
     def cleanup(self, ending: Ending) -> None:
         """Nothing to undo."""

@@ -78,7 +78,7 @@ def attach_job(
     boot = Boot(env, adopt)
     collect = _collect(env, boot, artifacts)
     follow = Follow(env, boot, collect, offset=offset, attached=False)
-    flow = _Flow(env, lease, release, adopt, boot, collect, follow, artifacts.output)
+    flow = _Flow(env, lease, release, adopt, boot, collect, follow, artifacts.output, adopted=True)
     return flow.go([release, adopt, boot, collect, follow], keep_s=None, detach=False)
 
 
@@ -100,7 +100,7 @@ def collect_job(env: Env, found: Machine, lease: Lease, artifacts: ArtifactReque
     boot = Boot(env, adopt)
     collect = _collect(env, boot, artifacts)
     look = LookOnce(env, boot, collect)
-    flow = _Flow(env, lease, release, adopt, boot, collect, look, artifacts.output)
+    flow = _Flow(env, lease, release, adopt, boot, collect, look, artifacts.output, adopted=True)
     return flow.go([release, adopt, boot, collect, look], keep_s=None, detach=False)
 
 
@@ -127,15 +127,17 @@ class _Flow:
     collect: Collect
     job: HasStatus
     output: Path
+    adopted: bool = False
 
     def go(self, order: list[Step], *, keep_s: float | None, detach: bool) -> RunResult:
         steps = Steps(order, self.env.cancel)
         failure = self._first_cause(steps.run())
-        status = self.job.status
-        leave = failure is None and (detach or (status is not None and status.running))
-        kept_for_s = self._lease_left_s() if leave else None
-        if failure is None and not leave and keep_s is not None and status is not None and status.exit_code != 0:
-            kept_for_s = self._keep(keep_s)
+        left = self._left_running(failure, detach=detach)
+        if failure is None and not left:
+            self.collect.finish()
+        kept_for_s = self._lease_left_s() if left else self._kept_after_failure(failure, keep_s)
+        if left:
+            self.collect.leave()
         problems = steps.cleanup(Ending.RELEASE if kept_for_s is None else Ending.LEAVE)
         kept = None if kept_for_s is None else ReleaseResult(False, False, 0.0, kept_for_s=kept_for_s)
         return RunResult(
@@ -147,9 +149,23 @@ class _Flow:
             output=str(self.output),
             release=kept or self.release.result,
             error=failure or self.collect.error,
-            problems=problems,
-            detached=leave,
+            problems=problems if failure is None or self.collect.error is None else (*problems, self.collect.error),
+            detached=left,
         )
+
+    def _left_running(self, failure: BaseException | None, *, detach: bool) -> bool:
+        """Whether the machine stays: by wish, or since its results would go with it."""
+        if failure is None:
+            status = self.job.status
+            return detach or (status is not None and status.running)
+        return self.adopted and self.source.machine is not None and not self.job.reached
+
+    def _kept_after_failure(self, failure: BaseException | None, keep_s: float | None) -> float | None:
+        status = self.job.status
+        if failure is not None or keep_s is None or status is None:
+            return None
+        failed = status.exit_code != 0 or self.collect.error is not None
+        return self._keep(keep_s) if failed else None
 
     def _keep(self, keep_s: float) -> float | None:
         """Tell the guard how long the machine of a failed job stays; None if it could not be told."""

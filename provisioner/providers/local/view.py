@@ -52,18 +52,21 @@ def machine(folder: MachineFolder, root: Root, clock: Clock) -> Machine:
         word = _STATES.get(str(state.get("state")), MachineState.UNKNOWN) if alive else MachineState.UNKNOWN
         return Machine(ref, word, None, reason="its tags cannot be read", age_s=leftover_age_s(folder, clock))
     life, reason = _life(folder, tags, state, alive=alive, group=group_prefix(root) + folder.name, clock=clock)
+    age_s = _age_s(tags, clock)
+    guard = _guard_words(folder) if life is MachineState.RUNNING else {}
     failed = bool(state.get("failed")) and life in (MachineState.TERMINATED, MachineState.STOPPING)
     return Machine(
         ref=MachineRef("local", host.REGION, folder.name, tags.lease.id),
         state=life,
         lease=tags.lease,
         attempt=tags.attempt,
-        age_s=_age_s(tags, clock),
+        age_s=age_s,
         endpoint=_endpoint(tags, state) if life is MachineState.RUNNING else None,
         offer=tags.offer,
         releasing=tags.releasing,
         billing_stopped=life in (MachineState.STOPPED, MachineState.TERMINATED),
-        controller_seen_s=_controller_seen_s(folder, _age_s(tags, clock)) if life is MachineState.RUNNING else None,
+        controller_seen_s=_controller_seen_s(guard, age_s),
+        soft_deadline_in_s=_soft_deadline_in_s(guard, age_s),
         reason=reason,
         failure=BootError(f"machine {folder.name} did not start", details=reason) if failed else None,
     )
@@ -109,12 +112,23 @@ def _endpoint(tags: Tags, state: dict[str, Any]) -> Endpoint | None:
     return Endpoint(address, port, tags.user, tags.host_public_key)
 
 
-def _controller_seen_s(folder: MachineFolder, age_s: float) -> float | None:
+def _guard_words(folder: MachineFolder) -> dict[str, Any]:
+    """What the guard last said; empty when it has said nothing."""
+    return read_json(folder.home / ".gpu-runner" / "guard" / "status.json") or {}
+
+
+def _controller_seen_s(guard: dict[str, Any], age_s: float) -> float | None:
     """Seconds since a controller's last sign, brought up to now; None where none is expected (a detached lease)."""
-    status = read_json(folder.home / ".gpu-runner" / "guard" / "status.json") or {}
-    if status.get("mode") == "detached":
-        return None
-    seen_s, elapsed_s = status.get("controller_seen_s"), status.get("elapsed_s")
-    if not isinstance(seen_s, (int, float)) or not isinstance(elapsed_s, (int, float)):
+    seen_s, elapsed_s = guard.get("controller_seen_s"), guard.get("elapsed_s")
+    if guard.get("mode") == "detached" or not _are_numbers(seen_s, elapsed_s):
         return None
     return float(seen_s) + max(0.0, age_s - float(elapsed_s))
+
+
+def _soft_deadline_in_s(guard: dict[str, Any], age_s: float) -> float | None:
+    soft_s, elapsed_s = guard.get("soft_in_s"), guard.get("elapsed_s")
+    return float(soft_s) - (age_s - float(elapsed_s)) if _are_numbers(soft_s, elapsed_s) else None
+
+
+def _are_numbers(*values: object) -> bool:
+    return all(isinstance(value, (int, float)) for value in values)

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from provisioner.catalog import table
-from provisioner.catalog.explain import Explanation, explain
 from provisioner.catalog.rank import rank
 from provisioner.catalog.wish import Wish, check_gpu_known, matching
 from provisioner.cli import style
@@ -24,6 +24,9 @@ from provisioner.errors import GpuRunnerError
 from provisioner.models import Market, Offer
 from provisioner.providers import registry
 from provisioner.providers.base import OfferSource
+
+if TYPE_CHECKING:
+    from provisioner.catalog.explain import Explanation
 
 _ROWS_ON_A_TERMINAL = 20
 _INTERRUPTED = ("<5%", "5-10%", "10-15%", "15-20%", ">20%")
@@ -97,7 +100,13 @@ def find(wish: Wish, clock: Clock) -> Answer:
     known = (*own, *table.bundled())
     check_gpu_known(wish.gpu, known)
     found = rank(matching(known, wish))
-    return Answer(tuple(found), None if found else explain(known, wish), tuple(unread))
+    return Answer(tuple(found), None if found else _explain(known, wish), tuple(unread))
+
+
+def _explain(known: Sequence[Offer], wish: Wish) -> Explanation:
+    from provisioner.catalog.explain import explain
+
+    return explain(known, wish)
 
 
 def document(answer: Answer, limit: int | None) -> dict[str, Any]:
@@ -200,21 +209,21 @@ def _print(offers: Sequence[Offer], limit: int | None, today: date) -> None:
 
 
 def _cells(offer: Offer) -> tuple[str, ...]:
-    gpu = "-" if offer.gpu is None else f"{offer.gpu_count or 'part of'} x {offer.gpu}"
     return (
         offer.provider,
         offer.zone or offer.region,
         offer.instance_type,
-        gpu.replace("part of x", "part of"),
+        "-" if offer.gpu is None else f"{offer.gpu_count} x {offer.gpu}" if offer.gpu_count else f"part of {offer.gpu}",
         "-" if offer.gpu is None else _figure(offer.gpu_memory_gib),
         _figure(offer.vcpus),
         _figure(offer.memory_gib),
-        offer.market,
+        offer.market.value,
         "?" if offer.price_usd_hour is None else f"{offer.price_usd_hour:.4f}",
         "" if offer.interruption_bucket is None else _INTERRUPTED[offer.interruption_bucket],
     )
 
 
+@cache
 def _figure(number: float | None) -> str:
     return "?" if number is None else f"{number:.4g}" if number < 1000 else f"{number:.0f}"  # noqa: PLR2004
 

@@ -37,6 +37,8 @@ def find() -> tuple[Gpu, ...]:
     Returns:
         None of them when the driver's library is missing or does not answer.
     """
+    if not _driver_library_loads():
+        return ()  # pynvml would find the same, after 30 ms of import
     import pynvml
 
     try:
@@ -49,6 +51,16 @@ def find() -> tuple[Gpu, ...]:
         return ()
     finally:
         pynvml.nvmlShutdown()
+
+
+def _driver_library_loads() -> bool:
+    import ctypes
+
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")  # the name that pynvml loads on Linux
+    except OSError:
+        return False
+    return True
 
 
 def model_name(name: str, memory_gib: float) -> str:

@@ -119,16 +119,17 @@ def _guard_words(folder: MachineFolder) -> dict[str, Any]:
 
 def _controller_seen_s(guard: dict[str, Any], age_s: float) -> float | None:
     """Seconds since a controller's last sign, brought up to now; None where none is expected (a detached lease)."""
-    seen_s, elapsed_s = guard.get("controller_seen_s"), guard.get("elapsed_s")
-    if guard.get("mode") == "detached" or not _are_numbers(seen_s, elapsed_s):
+    seen_s, elapsed_s = _number(guard, "controller_seen_s"), _number(guard, "elapsed_s")
+    if guard.get("mode") == "detached" or seen_s is None or elapsed_s is None:
         return None
-    return float(seen_s) + max(0.0, age_s - float(elapsed_s))
+    return seen_s + max(0.0, age_s - elapsed_s)
 
 
 def _soft_deadline_in_s(guard: dict[str, Any], age_s: float) -> float | None:
-    soft_s, elapsed_s = guard.get("soft_in_s"), guard.get("elapsed_s")
-    return float(soft_s) - (age_s - float(elapsed_s)) if _are_numbers(soft_s, elapsed_s) else None
+    soft_s, elapsed_s = _number(guard, "soft_in_s"), _number(guard, "elapsed_s")
+    return None if soft_s is None or elapsed_s is None else soft_s - (age_s - elapsed_s)
 
 
-def _are_numbers(*values: object) -> bool:
-    return all(isinstance(value, (int, float)) for value in values)
+def _number(words: dict[str, Any], key: str) -> float | None:
+    value = words.get(key)
+    return float(value) if isinstance(value, (int, float)) else None

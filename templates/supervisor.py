@@ -550,12 +550,17 @@ def _process_table() -> Iterator[tuple[int, tuple[str, int, int]]]:
 
 
 def _read_json(path: str) -> Json:
-    try:
-        with open(path, "rb") as file:
-            document = json.loads(file.read() or b"{}")
-    except (FileNotFoundError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}
+    for _ in range(3):
+        try:
+            with open(path, "rb") as file:
+                document = json.loads(file.read() or b"{}")
+        except FileNotFoundError:
+            break
+        except ValueError:
+            time.sleep(TICK_S / 4)  # being written; a record's file is used again two records later
+        else:
+            return document if isinstance(document, dict) else {}
+    return {}
 
 
 def _boot_id() -> str:

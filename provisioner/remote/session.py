@@ -230,7 +230,7 @@ class RemoteProcess:
         self._drain_stderr()  # a process that is stuck on its error output does not read its input
         with self._session.translated():
             try:
-                sent = self._channel.send(bytes(view[:_CHUNK_BYTES]))
+                sent = self._channel.send(bytes(view[: self._channel.out_max_packet_size]))  # it takes no more
             except TimeoutError:
                 return 0
             except OSError:

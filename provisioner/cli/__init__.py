@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import NoReturn
 
 import click
 
@@ -76,7 +75,7 @@ def cli(*, debug: bool) -> None:
     """Get a GPU machine for a job, run it there, bring the results back, and prove that the machine is gone."""
 
 
-def main() -> NoReturn:
+def main() -> None:
     """Run the command line; the one place where errors become exit codes."""
     try:
         code = cli.main(standalone_mode=False, prog_name="gpu-runner")

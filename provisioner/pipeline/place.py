@@ -198,7 +198,7 @@ class Place:
 
         def running() -> bool:
             with contextlib.suppress(NotFoundError):
-                seen.append(self._env.provider.describe(ref))
+                seen.append(self._described(ref))
                 _raise_late_failure(seen[-1])
             return bool(seen) and seen[-1].state is MachineState.RUNNING and seen[-1].endpoint is not None
 
@@ -210,6 +210,9 @@ class Place:
                 details=f"its last state was {state}",
             )
         return seen[-1]
+
+    def _described(self, ref: MachineRef) -> Machine:
+        return retry.call(lambda: self._env.provider.describe(ref), clock=self._env.clock, cancel=self._env.cancel.soft)
 
 
 def held(machine: Machine) -> LeaseHeldError:

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from provisioner.cli import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+PATIENCE_S = 180
 FENCE = re.compile(r"^```(\S*)[ ]*([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 
@@ -101,11 +103,23 @@ class Reader:
             f'trap \'{{ export -p; printf "cd %s\\n" "$(pwd)"; }} > {shlex.quote(str(self._notes / "after"))}\' EXIT\n'
             f"set -eu\n{text}"
         )
-        done = subprocess.run(
-            ["sh", "-c", script], env=self._env, capture_output=True, text=True, check=False, timeout=120
+        process = subprocess.Popen(
+            ["sh", "-c", script],
+            env=self._env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
+        try:
+            stdout, stderr = process.communicate(timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGTERM)
+            stdout, stderr = process.communicate(timeout=60)
+            stderr += f"\nnot done after {PATIENCE_S} s"
         (self._notes / "after").replace(self._notes / "before")
-        return done
+        return subprocess.CompletedProcess(text, process.returncode, stdout, stderr)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ PrintMotd no
 PrintLastLog no
 LogLevel ERROR
 MaxSessions 100
-SetEnv HOME={home}
+SetEnv HOME={home}{environment}
 Subsystem sftp internal-sftp
 {extra}
 """
@@ -89,13 +89,14 @@ class PrivateSshd:
 
 
 @contextlib.contextmanager
-def private_sshd(folder: Path, *, home: Path | None = None, extra: str = "") -> Iterator[PrivateSshd]:
+def private_sshd(folder: Path, *, home: Path | None = None, extra: str = "", path: str = "") -> Iterator[PrivateSshd]:
     """Start a server, and end it with all its connections.
 
     Args:
         folder: For keys and configuration; made when missing.
         home: HOME of its sessions; a folder below ``folder`` by default.
         extra: Further lines of its configuration.
+        path: PATH of its sessions, where it is to be another.
     """
     sshd = require("sshd")
     home = home or folder / "home"
@@ -107,7 +108,8 @@ def private_sshd(folder: Path, *, home: Path | None = None, extra: str = "") -> 
     port = _free_port()
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_public_key}\n")
     config = folder / "sshd_config"
-    config.write_text(_CONFIG.format(port=port, folder=folder, home=home, extra=extra))
+    environment = f" PATH={path}" if path else ""
+    config.write_text(_CONFIG.format(port=port, folder=folder, home=home, extra=extra, environment=environment))
     with (folder / "sshd.log").open("wb") as log:
         process = subprocess.Popen([sshd, "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=log)
     server = PrivateSshd(port, getpass.getuser(), home, folder / "user_key", host_public_key, folder, process)

@@ -59,7 +59,7 @@ class MachineFolder:
         """Whether it is there; raises where that cannot be told."""
         try:
             return stat.S_ISDIR(self.path.lstat().st_mode)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     @contextlib.contextmanager

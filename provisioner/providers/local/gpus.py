@@ -12,6 +12,7 @@ _NOISE = re.compile(r"\b(NVIDIA|TESLA|GEFORCE|QUADRO|GRID)\b", re.IGNORECASE)
 _FORM = re.compile(
     r"\b(SXM\d?|PCIE|HBM\d\w?|\d+GB|NVL|BLACKWELL|SERVER|WORKSTATION|MAX-Q|EDITION|GENERATION)\b", re.IGNORECASE
 )
+_SPELLED = {"T4G": "T4g"}
 # Models that a cloud's catalog tells apart by memory.
 _BY_MEMORY = {"A100": (60.0, "A100-80GB"), "V100": (24.0, "V100-32GB")}
 
@@ -78,6 +79,7 @@ def model_name(name: str, memory_gib: float) -> str:
     model = "".join(words).upper() if words else "GPU"
     if re.search(r"\bH100\b.*\bNVL\b", name):
         return "H100-NVL"
+    model = _SPELLED.get(model, model)
     least_gib, larger = _BY_MEMORY.get(model, (0.0, ""))
     return larger if larger and memory_gib >= least_gib else model
 

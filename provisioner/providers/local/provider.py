@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from provisioner.models import (
     LaunchIntent,
     Machine,
     MachineRef,
+    MachineState,
     Offer,
     Residue,
     Scope,
@@ -73,6 +75,7 @@ class LocalProvider:
         release_timeout_s=30.0,
         confirm_after_s=2.0,
         not_found_grace_s=2.0,
+        leaves_note=True,
     )
 
     def __init__(self, *, clock: Clock, root: Path | None = None, linger_s: float = _LINGER_S) -> None:
@@ -84,6 +87,7 @@ class LocalProvider:
         """See Provider."""
         sshserver.check_path(self._root.path)
         folder = self._root.machine(intent.name)
+        self._sweep_note(folder, intent.lease.holder)
         if not folder.exists():
             wanted = stock.check(intent.offer)
             self._root.ensure()
@@ -175,6 +179,16 @@ class LocalProvider:
             known = folder.authorized_keys.read_bytes()
             if line not in known.splitlines(keepends=True):
                 write_file(folder.authorized_keys, known + line)
+
+    def _sweep_note(self, folder: MachineFolder, holder: str) -> None:
+        """Remove what a machine of an earlier holder left to be read: it has ended and holds nothing."""
+        tags = self._read_tags(folder)
+        if tags is None or tags.lease.holder == holder:
+            return
+        ref = self._ref(folder)
+        with contextlib.suppress(NotFoundError, RefusedError):  # gone, or somebody else's by now
+            if self.describe(ref).state is MachineState.TERMINATED:
+                self.terminate(ref, Expect(tags.lease.id, tags.lease.holder))
 
     def _make(self, intent: LaunchIntent, folder: MachineFolder, wanted: stock.Wanted) -> None:
         prepared = self._root.new(folder.name)

@@ -113,7 +113,7 @@ def judge_machine(machine: Machine, owner: str, traits: Traits) -> tuple[Verdict
         The verdict, and why.
     """
     if machine.state is MachineState.TERMINATED:
-        return Verdict.KEEP, "has ended; the provider still lists it"
+        return _judge_ended(machine, owner, traits)
     left_s = machine.hard_deadline_in_s()
     if left_s is not None and left_s <= 0:
         return Verdict.REMOVE, f"past its hard deadline by {-left_s:.0f} s"
@@ -125,6 +125,12 @@ def judge_machine(machine: Machine, owner: str, traits: Traits) -> tuple[Verdict
     if reason:
         return Verdict.SUSPECT, reason
     return Verdict.KEEP, "its lease is live" if left_s is not None else "its age is unknown"
+
+
+def _judge_ended(machine: Machine, owner: str, traits: Traits) -> tuple[Verdict, str]:
+    if traits.leaves_note and machine.lease is not None and machine.lease.owner == owner:
+        return Verdict.REMOVE, f"has ended ({machine.reason or 'it does not say why'}); its note goes too"
+    return Verdict.KEEP, "has ended; the provider still lists it"
 
 
 def _judge_untagged(machine: Machine, traits: Traits) -> tuple[Verdict, str]:
@@ -235,6 +241,7 @@ def sweep_expired(provider: Provider, *, owner: str, clock: Clock) -> CleanupRep
         for finding in plan(provider, inventory, owner)
         if finding.verdict is Verdict.REMOVE
         and finding.machine is not None
+        and finding.machine.alive  # the note of one that ended is for whoever waits for it
         and finding.machine.lease is not None
         and finding.machine.lease.owner == owner
     ]

@@ -26,6 +26,7 @@ class Traits:
         confirm_after_s: Least time between two readings that must agree before a suspect is removed.
         not_found_grace_s: NotFound this long after an accepted create means gone (eventual consistency).
         max_age_s: A machine whose tags cannot be read is removed at this age.
+        leaves_note: Whether an ended machine leaves a note that cleanup removes; a cloud's list forgets by itself.
     """
 
     poweroff_ends: frozenset[str]
@@ -40,6 +41,7 @@ class Traits:
     confirm_after_s: float = 60.0
     not_found_grace_s: float = 300.0
     max_age_s: float = 7 * 86400.0
+    leaves_note: bool = False
 
 
 class Provider(Protocol):

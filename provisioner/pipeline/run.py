@@ -148,7 +148,7 @@ class _Flow:
             totals=self.collect.totals,
             output=str(self.output),
             release=kept or self.release.result,
-            error=failure or self.collect.error,
+            error=failure or self._first_cause(self.collect.error),
             problems=problems if failure is None or self.collect.error is None else (*problems, self.collect.error),
             detached=left,
         )

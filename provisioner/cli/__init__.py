@@ -83,5 +83,15 @@ def main() -> None:
         from provisioner.cli import failures
 
         code = failures.report(error, sys.argv[1:])
-    sys.stdout.flush()
-    sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(_flushed(code if isinstance(code, int) else 0))
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once what was printed has arrived: a reader that has gone changes nothing, a full disk does."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        from provisioner.cli import failures
+
+        return failures.report_lost_output(error, code)
+    return code

@@ -11,6 +11,7 @@ import click
 from provisioner import cleanup
 from provisioner.cli import failures, table
 from provisioner.cli.context import App, json_option, provider_option
+from provisioner.cli.streams import tell
 from provisioner.errors import ExitCode
 from provisioner.models import Scope
 
@@ -76,10 +77,10 @@ def _print(report: cleanup.CleanupReport, *, dry_run: bool) -> None:
     elif report.clean:
         click.echo("nothing to clean up")
     for failure in report.failed:
-        click.echo(f"could not remove {failure.finding.kind} {failure.finding.id}:", err=True)
+        tell(f"could not remove {failure.finding.kind} {failure.finding.id}:")
         failures.print_error(failure.error)
     for part in report.unread:
-        click.echo(f"{part.scope} could not be read; there may be more:", err=True)
+        tell(f"{part.scope} could not be read; there may be more:")
         failures.print_error(part.error)
 
 

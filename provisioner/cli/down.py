@@ -13,6 +13,7 @@ from provisioner import units
 from provisioner.cli import failures, style
 from provisioner.cli.context import App, complete_lease, json_option, provider_option
 from provisioner.cli.reporter import Reporter
+from provisioner.cli.streams import tell
 from provisioner.clock import Deadline
 from provisioner.errors import ExitCode, NotFoundError, ReleaseUnconfirmedError
 from provisioner.models import Expect, Inventory, Machine, Scope
@@ -76,7 +77,7 @@ def _ask(app: App, provider: Provider, inventory: Inventory) -> None:
     """Let a run that is alive bring its artifacts home and release its machine itself."""
     held = [machine for machine in inventory.machines if machine.alive and _has_controller(machine)]
     for machine in held:
-        click.echo(f"asking the run that holds {machine.ref.lease_id} to end", err=True)
+        tell(f"asking the run that holds {machine.ref.lease_id} to end")
         provider.mark_releasing(machine.ref, Expect(machine.ref.lease_id))
     deadline = Deadline.after(app.clock, _ANSWER_S)
     while any(_still_held(provider, machine) for machine in held) and not deadline.passed():
@@ -107,9 +108,9 @@ def _print(down: Down) -> None:
         )
     elif down.was_there:
         seconds = units.format_duration(round(release.seconds, 1))
-        click.echo(f"{down.lease_id}: {style.good('proven gone')} ({seconds})", err=True)
+        tell(f"{down.lease_id}: {style.good('proven gone')} ({seconds})")
     else:
-        click.echo(f"{down.lease_id}: nothing of it is there; it is gone already", err=True)
+        tell(f"{down.lease_id}: nothing of it is there; it is gone already")
 
 
 def _document(down: Down) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 from provisioner.cli import style
+from provisioner.cli.streams import tell
 from provisioner.errors import ExitCode, GpuRunnerError, Outcome
 
 
@@ -41,13 +42,30 @@ def report(error: BaseException, argv: Sequence[str]) -> int:
     return known.exit_code
 
 
+def report_lost_output(error: OSError, code: int) -> int:
+    """What was printed on stdout did not arrive.
+
+    Args:
+        error: Why.
+        code: The exit code so far.
+
+    Returns:
+        The exit code.
+    """
+    _silence_stdout()
+    if isinstance(error, BrokenPipeError):
+        return code
+    print_error(GpuRunnerError("the output could not be written", details=str(error)))
+    return code or ExitCode.INTERNAL
+
+
 def print_error(error: GpuRunnerError) -> None:
     """Three parts: what happened, why, what to do."""
-    click.echo(f"{style.bad('error:')} {error.brief}", err=True)
+    tell(f"{style.bad('error:')} {error.brief}")
     for line in error.details.splitlines():
-        click.echo(f"  {line}", err=True)
+        tell(f"  {line}")
     if error.resolution:
-        click.echo(f"{style.dim('next:')} {error.resolution}", err=True)
+        tell(f"{style.dim('next:')} {error.resolution}")
 
 
 def _as_known(error: BaseException) -> GpuRunnerError:
@@ -69,9 +87,9 @@ def _as_known(error: BaseException) -> GpuRunnerError:
 
 def _explain_unexpected(error: BaseException, *, debug: bool) -> None:
     if debug:
-        click.echo("".join(traceback.format_exception(error)), err=True)
+        tell("".join(traceback.format_exception(error)))
     else:
-        click.echo(f"{style.dim('next:')} run it again with --debug and report what it prints", err=True)
+        tell(f"{style.dim('next:')} run it again with --debug and report what it prints")
 
 
 def _document(error: GpuRunnerError) -> dict[str, object]:

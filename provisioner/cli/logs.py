@@ -8,7 +8,7 @@ import click
 
 from provisioner.cli.context import App, find, lease_argument
 from provisioner.cli.machine import open_link
-from provisioner.cli.reporter import write_all
+from provisioner.cli.streams import STDOUT, write_all
 from provisioner.errors import CancelledError, ExitCode
 
 _EPILOG = """\b
@@ -37,4 +37,4 @@ def command(lease: str, *, follow: bool, offset: int) -> int:
 
 
 def _show(chunk: bytes) -> None:
-    write_all(1, chunk)
+    write_all(STDOUT, chunk)

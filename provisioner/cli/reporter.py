@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 from collections.abc import Mapping
 
 from provisioner import ci, units
 from provisioner.cli import style
+from provisioner.cli.streams import STDERR, STDOUT, write_all
 from provisioner.clock import Clock
 
-_STDOUT, _STDERR = 1, 2
 _REDRAW_S = 0.1
-
-
-def write_all(fd: int, data: bytes) -> None:
-    """Write everything, unbuffered: a thread that is stuck here holds no lock that the exit needs.
-
-    Args:
-        fd: Where to.
-        data: What.
-
-    Raises:
-        OSError: As os.write.
-    """
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 class Reporter:
@@ -41,7 +25,7 @@ class Reporter:
         quiet: Whether to leave out everything but warnings and the log.
     """
 
-    def __init__(self, clock: Clock, environ: Mapping[str, str], *, log_fd: int = _STDOUT, quiet: bool = False) -> None:
+    def __init__(self, clock: Clock, environ: Mapping[str, str], *, log_fd: int = STDOUT, quiet: bool = False) -> None:
         self._clock = clock
         self._start_s = clock.elapsed_s()
         self._system = ci.detect(environ)
@@ -127,7 +111,7 @@ class Reporter:
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):  # nobody reads; the work goes on all the same
-            write_all(_STDERR, text.encode("utf-8", "backslashreplace"))
+            write_all(STDERR, text.encode("utf-8", "backslashreplace"))
 
     def _clear_live_line(self) -> None:
         if self._live_line:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
-import click
-
 from provisioner import units
 from provisioner.cli import failures, style
+from provisioner.cli.streams import tell
 from provisioner.errors import GpuRunnerError, Outcome
 from provisioner.pipeline.result import RunResult
 
@@ -58,9 +57,9 @@ def _print_summary(result: RunResult, outcome: Outcome) -> None:
     rows += [("cost", text)] if (text := _cost_text(result)) else []
     rows += [("machine", _release_text(result))]
     width = max(len(name) for name, _ in rows)
-    click.echo("", err=True)
+    tell("")
     for name, text in rows:
-        click.echo(f"  {style.dim(name.ljust(width))}  {text}", err=True)
+        tell(f"  {style.dim(name.ljust(width))}  {text}")
 
 
 def _outcome_text(result: RunResult, outcome: Outcome) -> str:

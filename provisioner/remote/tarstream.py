@@ -689,14 +689,14 @@ class Unpacker:
             raise CorruptError("a manifest is damaged")
         try:
             told = json.loads(text.decode("ascii"))
-            entries = [Entry(*entry) for entry in told["entries"]]
+            entries = [_checked(Entry(*entry)) for entry in told["entries"]]
+            frame, end = told["frame"], told["end"]
         except (ValueError, TypeError, KeyError) as error:
             raise CorruptError("a manifest makes no sense") from error
-        if told["frame"] != self._frame.hexdigest() or len(entries) != len(self._members):
+        if frame != self._frame.hexdigest() or len(entries) != len(self._members):
             raise CorruptError("the headers are damaged")
         self._commit_batch(entries)
         self._batches += 1
-        end = told["end"]
         return end if end is None or isinstance(end, dict) else {}
 
     def _commit_batch(self, entries: list[Entry]) -> None:
@@ -706,7 +706,8 @@ class Unpacker:
             member = self._members[index]
             if not member.name:
                 continue
-            if (entry.kind, entry.size, entry.sha256) != (text_of(member.kind), member.size, member.sha256):
+            came = (text_of(member.name), text_of(member.kind), member.size, member.sha256)
+            if (entry.name, entry.kind, entry.size, entry.sha256) != came:
                 failed.append(text_of(member.name))
                 self._forget(member)
             elif self._wanted(member, entry) and self._commit(member, entry):
@@ -785,6 +786,14 @@ class Unpacker:
             return "a link is in the way of its folder"
         inside = os.path.realpath(path).startswith(self._real.rstrip(b"/") + b"/")
         return None if inside else "a link here leads its folder elsewhere"
+
+
+def _checked(entry: Entry) -> Entry:
+    """The entry, if its numbers are some that a file can have; the rest is compared with what came."""
+    numbers: tuple[object, ...] = (entry.mtime_ns, entry.mode, 0 if entry.got is None else entry.got)
+    if not all(isinstance(number, int) and abs(number) < 1 << 63 for number in numbers):
+        raise ValueError("not the numbers of a file")
+    return entry
 
 
 def _shorten(path: bytes, entry: Entry) -> None:

@@ -240,7 +240,10 @@ class _Download:
             report = self._unpack(process, nonce)
         if self._failed:
             raise TransferError("artifacts arrived damaged", details=_listed(self._failed))
-        return self._result(report)
+        try:
+            return self._result(report)
+        except (TypeError, ValueError) as error:
+            raise TransferError("the machine's report makes no sense", details=str(error)) from error
 
     def _unpack(self, process: RemoteProcess, nonce: str) -> dict[str, Any]:
         unpacker = tarstream.Unpacker(

@@ -21,7 +21,7 @@ _INSTALL = 'd="$HOME/.gpu-runner/bin"; umask 077; mkdir -p "$d" && cat >"$d/.t$$
 _NO_FILE_STATUS = 2
 _NO_PYTHON_STATUS = 127
 _ATTEMPTS = 5
-_FIRST_WAIT_S = 0.2
+_FIRST_WAIT_S = 0.1
 _END_TIMEOUT_S = 30.0
 
 

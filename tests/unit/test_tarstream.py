@@ -453,3 +453,36 @@ def test_another_version_of_the_program_does_nothing() -> None:
         timeout=60,
     )
     assert done.returncode == tarstream.STALE_STATUS
+
+
+json_values = st.recursive(
+    st.none() | st.integers() | st.text(max_size=4), lambda inner: st.lists(inner, max_size=9), max_leaves=12
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.lists(json_values, max_size=9) | json_values, min_size=1, max_size=1), json_values)
+def test_a_manifest_of_nonsense_is_a_typed_error(entries: list[Any], end: Any) -> None:
+    """Whoever has root on the machine can write any manifest."""
+    out = io.BytesIO()
+    packer = Packer(out.write, NONCE)
+    packer._out_frame(tarstream.header(b"a", b"0", mode=0o644))
+    packer._batch = entries
+    packer._manifest({"it": end})
+    with scratch() as output, pytest.raises((CorruptError, TruncatedError)):
+        unpacked(out.getvalue(), output)
+
+
+@pytest.mark.parametrize(
+    "change", [{"mtime_ns": 1 << 70}, {"mtime_ns": "x"}, {"got": []}, {"name": "../other"}, {"mode": None}]
+)
+def test_a_manifest_that_lies_about_a_file_does_not_bring_it(tmp_path: Path, change: dict[str, Any]) -> None:
+    out = io.BytesIO()
+    packer = Packer(out.write, NONCE)
+    packer._out_frame(tarstream.header(b"a", b"0", mode=0o644))
+    entry = tarstream.Entry("a", "0", 0, 0, 0o644, hashlib.sha256().hexdigest())._replace(**change)
+    packer._batch = [entry]
+    packer.finish({})
+    with pytest.raises(CorruptError):
+        unpacked(out.getvalue(), tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
-import shutil
 import socket
 import sys
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -90,6 +89,8 @@ def choose_server() -> str:
     """
     if os.environ.get("GPU_RUNNER_LOCAL_SSHD") == PARAMIKO:
         return PARAMIKO
+    import shutil
+
     sshd = shutil.which(SSHD, path=os.pathsep.join((os.environ.get("PATH", os.defpath), *_SBIN)))
     return os.path.abspath(sshd) if sshd and _may_log_in() else PARAMIKO  # noqa: PTH100
 
@@ -232,7 +233,7 @@ def _make_privsep_folder() -> None:
 
 def loopback_address(folder: MachineFolder) -> str:
     """An address of the machine's own in 127.0.0.0/8, the same each time."""
-    digest = hashlib.sha256(os.fsencode(folder.path)).digest()
+    digest = zlib.crc32(os.fsencode(folder.path)).to_bytes(4, "big")  # spread, not secrecy; hashlib loads slowly
     return f"127.{1 + digest[0] % 254}.{digest[1]}.{1 + digest[2] % 254}"
 
 

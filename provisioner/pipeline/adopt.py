@@ -110,6 +110,7 @@ class Adopt:
         old_holder = self._found.lease.holder if self._found.lease else None
         expect = Expect(lease.id, old_holder)
         self._release.arm()
+        self._release.made(self._found.ref)
         retry.call(lambda: env.provider.adopt(self._found.ref, expect, lease.holder), clock=env.clock)
         if old_holder is not None:
             env.store.forget(lease.id, old_holder)

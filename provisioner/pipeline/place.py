@@ -122,6 +122,7 @@ class Place:
         self._write_down(intent, None)
         self._release.arm()
         ref = self._launch(intent)
+        self._release.made(ref)
         self._env.store.set_machine(self._request.lease.id, self._request.lease.holder, ref.id)
         return self._wait_running(self._one_survivor(ref))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -57,6 +57,7 @@ class Release:
         self._env = env
         self._lease = lease
         self._armed = False
+        self._made: list[MachineRef] = []
         self.in_doubt = False
         self.result: ReleaseResult | None = None
 
@@ -67,13 +68,19 @@ class Release:
         """From now on there may be something to end."""
         self._armed = True
 
+    def made(self, ref: MachineRef) -> None:
+        """This is there to end, also where it cannot be listed then."""
+        self._made.append(ref)
+
     def cleanup(self, ending: Ending) -> None:
         """End the lease, unless it is to be left."""
         if ending is Ending.LEAVE or not self._armed:
             return
         env, lease = self._env, self._lease
         env.observer.step(self.name, lease.id)
-        releaser = Releaser(env.provider, env.clock, env.observer, lease_id=lease.id, holder=lease.holder)
+        releaser = Releaser(
+            env.provider, env.clock, env.observer, lease_id=lease.id, holder=lease.holder, made=self._made
+        )
         self.result = releaser.release(in_doubt=self.in_doubt)
         env.timeline.mark("released_s")
         if self.result.confirmed:
@@ -89,16 +96,25 @@ class Releaser:
         observer: Who watches.
         lease_id: Whose things end.
         holder: Only machines of this holder are touched; None for any (an explicit order by a person).
+        made: Machines that are ended also when they cannot be listed.
     """
 
     def __init__(
-        self, provider: Provider, clock: Clock, observer: Observer, *, lease_id: str, holder: str | None
+        self,
+        provider: Provider,
+        clock: Clock,
+        observer: Observer,
+        *,
+        lease_id: str,
+        holder: str | None,
+        made: Sequence[MachineRef] = (),
     ) -> None:
         self._provider = provider
         self._clock = clock
         self._observer = observer
         self._lease_id = lease_id
         self._holder = holder
+        self._made = made
         self._problem = ""
 
     def release(self, *, in_doubt: bool = False) -> ReleaseResult:
@@ -118,6 +134,7 @@ class Releaser:
         wait_s = traits.poll_s
         while True:
             inventory = self._inventory()
+            self._end_unlisted(inventory)
             if inventory is not None:
                 self._end(inventory)
                 inventory = self._inventory()
@@ -137,6 +154,15 @@ class Releaser:
 
     def _inventory(self) -> Inventory | None:
         return self._try(lambda: self._provider.inventory(Scope(lease_id=self._lease_id)))
+
+    def _end_unlisted(self, inventory: Inventory | None) -> None:
+        """Where not everything could be read, what was made here is ended unseen."""
+        if inventory is not None and not inventory.unread:
+            return
+        listed = {machine.ref.id for machine in inventory.machines} if inventory is not None else set()
+        for ref in self._made:
+            if ref.id not in listed:
+                self._try(partial(self._provider.terminate, ref, Expect(self._lease_id, self._holder)))
 
     def _end(self, inventory: Inventory) -> None:
         expect = Expect(self._lease_id, self._holder)

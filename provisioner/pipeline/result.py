@@ -55,8 +55,9 @@ class RunResult:
         release = self.release
         if release is None or release.billing_stopped or release.kept_for_s is not None:
             return None
+        machine = f"machine {self.machine.ref.id}" if self.machine is not None else "a machine"
         return ReleaseUnconfirmedError(
-            f"the release of lease {self.lease.id} is not confirmed: a machine may still be alive",
+            f"the release of lease {self.lease.id} is not confirmed: {machine} may still be alive",
             details="\n".join(release.left),
             resolution=f"run `gpu-runner down {self.lease.id}`, and `gpu-runner cleanup` after that",
         )

@@ -115,7 +115,10 @@ class InDoubtError(TransientError):
 
 
 class NotFoundError(GpuRunnerError):
-    """The thing is not there. For a delete: done, if it had been seen before."""
+    """The thing is not there. For a delete: done, if it had been seen before; for who named it: a wrong name."""
+
+    exit_code = ExitCode.USAGE
+    outcome = Outcome.CONFIG
 
 
 class BootError(GpuRunnerError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any
 
 import click
@@ -11,7 +9,7 @@ import click
 from provisioner import cleanup
 from provisioner.cli import failures, table
 from provisioner.cli.context import App, json_option, provider_option
-from provisioner.cli.streams import tell
+from provisioner.cli.streams import print_document, tell
 from provisioner.errors import ExitCode
 from provisioner.models import Scope
 
@@ -41,7 +39,7 @@ def command(providers: tuple[str, ...], *, dry_run: bool, as_json: bool) -> int:
     if report.clean and not dry_run:
         app.store.note_cleanup(app.clock.utc())
     if as_json:
-        sys.stdout.write(json.dumps(_document(report, dry_run=dry_run), indent=2) + "\n")
+        print_document(_document(report, dry_run=dry_run))
     else:
         _print(report, dry_run=dry_run)
     return ExitCode.OK if report.clean else ExitCode.RELEASE_UNCONFIRMED

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +11,7 @@ from provisioner import units
 from provisioner.cli import failures, style
 from provisioner.cli.context import App, complete_lease, json_option, provider_option
 from provisioner.cli.reporter import Reporter
-from provisioner.cli.streams import tell
+from provisioner.cli.streams import print_document, tell
 from provisioner.clock import Deadline
 from provisioner.errors import ExitCode, NotFoundError, ReleaseUnconfirmedError
 from provisioner.models import Expect, Inventory, Machine, Scope
@@ -53,7 +51,7 @@ def command(leases: tuple[str, ...], providers: tuple[str, ...], *, now: bool, a
     app = App.from_environment()
     downs = [_down(app, provider, lease_id, now=now) for lease_id in leases for provider in app.providers(providers)]
     if as_json:
-        sys.stdout.write(json.dumps({"leases": [_document(down) for down in downs]}, indent=2) + "\n")
+        print_document({"leases": [_document(down) for down in downs]})
     for down in downs:
         _print(down)
     return ExitCode.OK if all(down.release.confirmed for down in downs) else ExitCode.RELEASE_UNCONFIRMED

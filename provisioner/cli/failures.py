@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import traceback
 from collections.abc import Sequence
 
 import click
 
 from provisioner.cli import style
-from provisioner.cli.streams import tell
+from provisioner.cli.streams import print_document, tell
 from provisioner.errors import ExitCode, GpuRunnerError, Outcome
 
 
@@ -35,7 +33,7 @@ def report(error: BaseException, argv: Sequence[str]) -> int:
     own = argv[: argv.index("--")] if "--" in argv else argv
     known = _as_known(error)
     if "--json" in own:
-        sys.stdout.write(json.dumps(_document(known), indent=2) + "\n")
+        print_document(_document(known))
     print_error(known)
     if not isinstance(error, (GpuRunnerError, click.ClickException, click.Abort, KeyboardInterrupt)):
         _explain_unexpected(error, debug="--debug" in own or bool(os.environ.get("GPU_RUNNER_DEBUG")))

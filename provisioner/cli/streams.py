@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 
 STDOUT, STDERR = 1, 2
@@ -31,3 +32,22 @@ def tell(text: str) -> None:
     """
     with contextlib.suppress(OSError):
         write_all(STDERR, f"{text}\n".encode("utf-8", "backslashreplace"))
+
+
+def print_document(document: object) -> bool:
+    """The document of ``--json``, on stdout; a reader that has gone changes no exit code.
+
+    Args:
+        document: What ``json`` can write.
+
+    Returns:
+        Whether it could be written, as far as anybody wanted it.
+    """
+    try:
+        write_all(STDOUT, json.dumps(document, indent=2).encode("ascii") + b"\n")
+    except BrokenPipeError:
+        return True
+    except OSError as error:
+        tell(f"error: the document could not be written to stdout: {error.strerror}")
+        return False
+    return True

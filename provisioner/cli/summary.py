@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
-
 from provisioner import units
 from provisioner.cli import failures, style
-from provisioner.cli.streams import tell
-from provisioner.errors import GpuRunnerError, Outcome
+from provisioner.cli.streams import print_document, tell
+from provisioner.errors import ExitCode, GpuRunnerError, Outcome
 from provisioner.pipeline.result import RunResult
 
 _STEPS = (
@@ -32,8 +29,6 @@ def finish(result: RunResult, *, as_json: bool) -> int:
         The exit code.
     """
     outcome, exit_code = result.verdict()
-    if as_json:
-        sys.stdout.write(json.dumps(result.document(), indent=2) + "\n")
     for problem in result.problems:
         failures.print_error(_as_known(problem))
     if result.error is not None:
@@ -41,6 +36,8 @@ def finish(result: RunResult, *, as_json: bool) -> int:
     _print_summary(result, outcome)
     if result.unconfirmed is not None:
         failures.print_error(result.unconfirmed)
+    if as_json and not print_document(result.document()):
+        return int(exit_code) or ExitCode.INTERNAL
     return int(exit_code)
 
 

@@ -49,7 +49,7 @@ def _as_known(error: BaseException) -> GpuRunnerError:
 
 def _print_summary(result: RunResult, outcome: Outcome) -> None:
     rows = [("outcome", _outcome_text(result, outcome)), ("lease", result.lease.id)]
-    rows += [("time", _times_text(result))] if result.timeline else []
+    rows += [("time", text)] if (text := _times_text(result)) else []
     rows += [("results", text)] if (text := _artifacts_text(result)) else []
     rows += [("cost", text)] if (text := _cost_text(result)) else []
     rows += [("machine", _release_text(result))]

@@ -151,7 +151,7 @@ class LeaseStore:
 def _read(path: Path) -> LeaseRecord | None:
     try:
         return _parse(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):  # whatever stands there
         return None
 
 

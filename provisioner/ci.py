@@ -113,6 +113,19 @@ def group_end(system: CiSystem, *, key: str, at_unix_s: int) -> str:
     return ""
 
 
+def warning_line(text: str) -> str:
+    """The line that shows a warning on the page of a GitHub run, whatever stands in it.
+
+    Args:
+        text: What people read.
+
+    Returns:
+        One line without its newline.
+    """
+    escaped = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return f"::warning::{escaped}"
+
+
 def identify(environ: Mapping[str, str], *, uid: int | None = None, machine_id: str | None = None) -> Identity:
     """Who we are.
 

@@ -9,7 +9,7 @@ import click
 
 _COMMANDS = {
     "run": "Run a job on a leased machine, bring its results back, and prove the machine gone.",
-    "offers": "Show which GPU machines can be had where, at what price.",
+    "offers": "Show which GPU machines can be had where, at what price: the cheapest first.",
     "list": "List leased machines and what is left over.",
     "logs": "Show the log of a lease's job.",
     "ssh": "Open a shell on a lease's machine, or run a command there.",

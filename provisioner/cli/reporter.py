@@ -59,7 +59,7 @@ class Reporter:
         """See Observer."""
         with self._lock:
             if self._system is ci.CiSystem.GITHUB:
-                self._line(f"::warning::{text}")
+                self._line(ci.warning_line(text))
             else:
                 self._line(f"{self._stamp()} {style.warn('warning:')} {text}")
 

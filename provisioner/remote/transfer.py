@@ -379,6 +379,7 @@ class _Sender:
         self._process = process
         self._meter = meter
         self._queue: queue.Queue[bytes | None] = queue.Queue(_QUEUED_CHUNKS)
+        self._rest = b""
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="upload", daemon=True)
         self._thread.start()
@@ -394,6 +395,7 @@ class _Sender:
         self.stop()
         if self._error is not None:
             raise self._error
+        self._process.write(self._rest)
         self._process.close_stdin()
 
     def stop(self) -> None:
@@ -411,9 +413,18 @@ class _Sender:
                 self._error = error
 
     def _send(self, data: bytes) -> None:
+        """Send whole packets; each costs much the same, however little is in it."""
+        first = min(len(data), _PACKET_BYTES - len(self._rest)) if self._rest else 0
+        if first:
+            self._rest += data[:first]
+            if len(self._rest) < _PACKET_BYTES:
+                return
+            self._process.write(self._rest)
         view = memoryview(data)
-        for at in range(0, len(view), _PACKET_BYTES):
+        last = len(data) - (len(data) - first) % _PACKET_BYTES
+        for at in range(first, last, _PACKET_BYTES):
             self._process.write(view[at : at + _PACKET_BYTES])
+        self._rest = data[last:]
         self._meter.moved(data)
 
 

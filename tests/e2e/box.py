@@ -35,7 +35,7 @@ PROGRAM = (sys.executable, "-m", "provisioner")
 PATIENCE_S = 60.0
 """How long anything may take before a test gives up; the machines that run the tests are noisy."""
 
-_CI = re.compile(r"CI$|CI_|GITHUB_|GITLAB_|BITBUCKET_|JENKINS_|GPU_RUNNER_|RUNNER_")
+_CI = re.compile(r"CI$|CI_|GITHUB_|GITLAB_|BITBUCKET_|JENKINS_|GPU_RUNNER_(?!LOCAL_(SSHD|CGROUPS)$)|RUNNER_")
 _COLOUR = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
 _CGROUPS = Path("/sys/fs/cgroup")
 

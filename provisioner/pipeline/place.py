@@ -249,5 +249,5 @@ def _title(offer: Offer) -> str:
 def _raise_late_failure(machine: Machine) -> None:
     if machine.failure is not None:
         raise machine.failure
-    if machine.state is MachineState.TERMINATED:
+    if machine.state in {MachineState.TERMINATED, MachineState.STOPPED}:
         raise BootError(f"machine {machine.ref.id} ended while it started", details=machine.reason)

@@ -215,16 +215,19 @@ def test_a_machine_that_does_not_start_in_time_is_a_boot_error(world: World) -> 
     assert world.provider.machines == {}
 
 
-def test_a_machine_that_ended_itself_is_a_boot_error(world: World) -> None:
+@pytest.mark.parametrize("state", [MachineState.TERMINATED, MachineState.STOPPED])
+def test_a_machine_that_ended_itself_is_a_boot_error_at_once(world: World, state: MachineState) -> None:
     launch = world.provider.launch
 
     def stillborn(intent: LaunchIntent) -> MachineRef:
         ref = launch(intent)
-        world.provider.machines[ref.id].told = machine(MachineState.TERMINATED, reason="fuse")
+        world.provider.machines[ref.id].told = machine(state, reason="fuse")
         return ref
 
     world.provider.launch = stillborn  # type: ignore[method-assign]  # as above
+    began_s = world.clock.elapsed_s()
     assert Attempt(world).fails(BootError).details == "fuse"
+    assert world.clock.elapsed_s() == began_s
 
 
 @pytest.mark.parametrize(

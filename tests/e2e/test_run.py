@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from provisioner.errors import Outcome
-from tests.e2e.box import Box, Command, Done, eventually
+from tests.e2e.box import Box, Command, Done, eventually, small_disk
 from tests.tools import require
 
 MACHINE_KEYS = {"provider", "region", "zone", "id", "instance_type", "market", "price_usd_hour"}
@@ -401,6 +401,36 @@ def test_a_release_that_cannot_be_confirmed_gives_79_and_says_what_to_do(box: Bo
     box.machines.chmod(0o700)
     assert box.run("down", "gr-test").code == 0
     box.assert_nothing_left()
+
+
+def test_a_broken_sshd_is_made_up_for(box: Box) -> None:
+    tools = box.base / "tools"
+    tools.mkdir()
+    (tools / "sshd").write_text("#!/bin/sh\nexit 1\n")
+    (tools / "sshd").chmod(0o755)
+    done = box.run("run", "--", "echo", "works", env={"PATH": f"{tools}:{os.environ['PATH']}"})
+    assert (done.code, done.stdout) == (0, b"works\n"), done
+    box.assert_nothing_left()
+
+
+def test_a_machine_that_dies_while_it_starts(box: Box) -> None:
+    command = box.job("--json", "--", "sleep", "60")
+    for pid in command.until(box.processes, "its first process"):
+        os.kill(pid, signal.SIGKILL)
+    done = command.wait()
+    document = check_document(done.document)
+    assert (done.code, document["outcome"]) in {(72, "boot-failed"), (76, "machine-lost")}, done
+    assert document["release"]["confirmed"]
+    box.assert_nothing_left()
+
+
+def test_no_room_for_a_machine(box: Box) -> None:
+    with small_disk(box.machines, "4k"):
+        done = box.run("run", "--json", "--", "true")
+        document = check_document(done.document)
+        assert (done.code, document["outcome"]) == (75, "internal"), done
+        assert "No space left" in document["error"]["details"]
+        box.assert_nothing_left()
 
 
 def test_an_expired_lease_is_swept_by_the_next_run(box: Box) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 
 from provisioner.cli import _COMMANDS, cli
+from provisioner.settings import INFRASTRUCTURE_VARIABLES
+
+PACKAGE = Path(__file__).parents[2] / "provisioner"
 
 HEAVY = ("paramiko", "rich", "cryptography", "pynvml", "tenacity", "boto3", "botocore", "azure", "google", "asyncio")
 LOOK = "import sys; from provisioner.cli import main\ntry:\n main()\nfinally:\n print(*sys.modules, file=sys.stderr)"
@@ -52,6 +57,14 @@ def test_the_table_has_every_command_in_one_order() -> None:
     shown = cli.list_commands(click.Context(cli))
     assert shown == [*_COMMANDS]
     assert len(set(shown)) == len(shown)
+
+
+def test_every_variable_of_ours_that_is_read_is_known_to_the_settings() -> None:
+    names = {
+        name for path in PACKAGE.rglob("*.py") for name in re.findall(r"\bGPU_RUNNER_[A-Z_]*[A-Z]", path.read_text())
+    }
+    given_to_others = {"GPU_RUNNER_MACHINE", "GPU_RUNNER_LEASE", "GPU_RUNNER_JOB", "GPU_RUNNER_TIMEOUT"}
+    assert names - given_to_others <= INFRASTRUCTURE_VARIABLES
 
 
 def test_a_name_that_is_nearly_right_is_suggested() -> None:

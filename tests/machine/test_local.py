@@ -77,6 +77,8 @@ def test_a_session_has_the_machine_s_home_and_nothing_of_the_controller_s(
     assert output.startswith(f"{folder.home}\n".encode())
     lines = output.decode().splitlines()
     assert f"HOME={folder.home}" in lines
+    assert f"TMPDIR={folder.tmp}" in lines  # so that temporary files go with the machine
+    assert folder.tmp.is_dir()
     assert f"PATH={os.environ['PATH']}" in lines
     assert f"GPU_RUNNER_LEASE={machine.ref.lease_id}" in lines
     assert f"GPU_RUNNER_MACHINE={folder.path}" in lines

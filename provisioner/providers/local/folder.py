@@ -45,6 +45,7 @@ class MachineFolder:
         self.path = path
         self.name = path.name
         self.home = path / "home"
+        self.tmp = path / "tmp"
         self.tags_file = path / "machine.json"
         self.state_file = path / "state.json"
         self.spawned_file = path / "spawned.json"

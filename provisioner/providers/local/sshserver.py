@@ -163,6 +163,7 @@ def session_environment(
         **kept,
         **gpus,
         "HOME": str(folder.home),
+        "TMPDIR": str(folder.tmp),
         "USER": login_name(),
         "LOGNAME": login_name(),
         "SHELL": login_shell(),
@@ -189,6 +190,7 @@ def write_files(
         host_private_key: OpenSSH PEM.
     """
     prepared.home.mkdir(mode=0o700)
+    prepared.tmp.mkdir(mode=0o700)
     exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in environment.items())
     write_file(prepared.session_script, os.fsencode(_SESSION.format(exports=exports)), 0o700)
     write_file(prepared.authorized_keys, user_public_key.strip().encode() + b"\n")

@@ -19,6 +19,8 @@ from typing import Any
 from provisioner.errors import ConfigError
 from provisioner.models import Lease, LeaseRecord, OnControllerLoss
 
+_ABANDONED_S = 60.0
+
 
 def state_dir(environ: Mapping[str, str]) -> Path:
     """Where state is kept: ``GPU_RUNNER_STATE_DIR``, or by the XDG base directory convention."""
@@ -41,9 +43,19 @@ def write_atomically(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+            written_s = os.fstat(file.fileno()).st_mtime
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    _remove_abandoned(path, written_s)
+
+
+def _remove_abandoned(path: Path, now_s: float) -> None:
+    """Remove what writers left who were killed: temporary files far older than what was just written."""
+    for temporary in path.parent.glob(f".{path.name}.*.tmp"):
+        with contextlib.suppress(OSError):  # somebody else removed it, or the next writer will
+            if now_s - temporary.stat().st_mtime > _ABANDONED_S:
+                temporary.unlink()
 
 
 class LeaseStore:
@@ -81,6 +93,24 @@ class LeaseStore:
             ConfigError: If the state folder cannot be written.
         """
         self._write(self._folder(lease_id, holder), "key", private_key)
+
+    def save_access(self, lease_id: str, visit: str, files: Mapping[str, str]) -> Path:
+        """Keep what another program needs to get in, where ``forget`` finds it even if that program's caller dies.
+
+        Args:
+            lease_id: The lease.
+            visit: Takes the holder's place.
+            files: Text by file name.
+
+        Returns:
+            The folder of the files.
+
+        Raises:
+            ConfigError: If the state folder cannot be written.
+        """
+        for name, text in files.items():
+            self._write(self._folder(lease_id, visit), name, text)
+        return self._folder(lease_id, visit)
 
     def key(self, lease_id: str, holder: str) -> str | None:
         """The private key of a lease; None when it is not here."""

@@ -122,3 +122,23 @@ def test_where_it_is() -> None:
     assert state_dir({"GPU_RUNNER_STATE_DIR": "/a"}) == Path("/a")
     assert state_dir({"XDG_STATE_HOME": "/b"}) == Path("/b/gpu-runner")
     assert state_dir({}).parts[-3:] == (".local", "state", "gpu-runner")
+
+
+def test_what_a_killed_writer_left_goes_with_a_later_write(tmp_path: Path) -> None:
+    old, fresh, foreign = (tmp_path / f".{name}.tmp" for name in ("last-cleanup.0a", "last-cleanup.0b", "other.0c"))
+    for path in (old, fresh, foreign):
+        path.touch()
+    for path in (old, foreign):
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 3600))
+    LeaseStore(tmp_path).note_cleanup(NOW)
+    assert (old.exists(), fresh.exists(), foreign.exists()) == (False, True, True)
+
+
+def test_what_a_visit_needs_is_private_and_forgotten_with_its_lease(tmp_path: Path) -> None:
+    store = LeaseStore(tmp_path)
+    folder = store.save_access("gr-one", "ssh-1", {"key": "PEM", "known_hosts": "line"})
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"key": "PEM", "known_hosts": "line"}
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in folder.iterdir())
+    assert store.lease_ids() == ["gr-one"]
+    store.forget("gr-one", "ssh-1")
+    assert store.lease_ids() == []

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
 import subprocess
-import tempfile
-from pathlib import Path
 
 import click
 
@@ -35,29 +33,30 @@ def command(lease: str, argv: tuple[str, ...]) -> int:
     client = shutil.which("ssh")
     if client is None:
         raise ConfigError("there is no ssh client here", resolution="install OpenSSH's client (openssh-client)")
-    key = open_key(found.provider, app.store, found.machine)
-    with tempfile.TemporaryDirectory(prefix="gpu-runner-ssh-", dir=_memory_folder()) as folder:
-        return subprocess.run([client, *_options(Path(folder), endpoint, key), "--", *argv], check=False).returncode
+    visit = f"ssh-{secrets.token_hex(4)}"
+    files = {
+        "key": open_key(found.provider, app.store, found.machine),
+        "known_hosts": f"[{endpoint.host}]:{endpoint.port} {endpoint.host_public_key}\n",
+    }
+    try:  # in the state folder, because a key that a killed process left there is found by cleanup
+        folder = app.store.save_access(lease, visit, files)
+        return subprocess.run([client, *_options(endpoint), "--", *argv], check=False, cwd=folder).returncode
+    finally:
+        app.store.forget(lease, visit)
 
 
-def _options(folder: Path, endpoint: Endpoint, key: str) -> list[str]:
-    """Only the pinned key and only our key: no agent, no question, nothing of the user's own configuration."""
-    identity, known = folder / "key", folder / "known_hosts"
-    identity.touch(mode=0o600)
-    identity.write_text(key, encoding="utf-8")
-    known.write_text(f"[{endpoint.host}]:{endpoint.port} {endpoint.host_public_key}\n", encoding="utf-8")
+def _options(endpoint: Endpoint) -> list[str]:
+    """Only the pinned key and only our key: no agent, no question, nothing of the user's own configuration.
+
+    The files are named relative to the folder that ssh runs in: it reads more than a name into a whole path.
+    """
     pinned = [
         "-o",
-        f"UserKnownHostsFile={known}",
+        "UserKnownHostsFile=known_hosts",
         "-o",
         "GlobalKnownHostsFile=/dev/null",
         "-o",
         "StrictHostKeyChecking=yes",
     ]
-    mine = ["-F", "/dev/null", "-i", str(identity), "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none"]
+    mine = ["-F", "/dev/null", "-i", "key", "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none"]
     return [*mine, *pinned, "-o", "LogLevel=ERROR", "-p", str(endpoint.port), f"{endpoint.user}@{endpoint.host}"]
-
-
-def _memory_folder() -> str | None:
-    """A folder in memory where there is one: the key need not touch a disk."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - private folder made inside

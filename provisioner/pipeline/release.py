@@ -139,15 +139,14 @@ class Releaser:
                 self._end(inventory)
                 inventory = self._inventory()
             left = self._left(inventory)
-            if not left and believe_empty.passed():
-                break
-            if deadline.passed():
+            proven = not left and believe_empty.passed()
+            if proven or deadline.passed():
                 break
             self._clock.sleep(wait_s)
             wait_s = min(wait_s * 1.5, max(5.0, traits.poll_s))
         return ReleaseResult(
-            confirmed=not left,
-            billing_stopped=not left or self._billing_stopped(inventory),
+            confirmed=proven,
+            billing_stopped=proven or (bool(left) and self._billing_stopped(inventory)),
             seconds=self._clock.elapsed_s() - started_s,
             left=tuple(left),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from statistics import median
 
 from provisioner.clock import SystemClock
 
@@ -55,7 +56,7 @@ def against(
     limit: float,
     clean: Callable[[], object] = lambda: None,
 ) -> Figure:
-    """Measure us and a peer in turn; the best of several rounds each, which load by others disturbs least.
+    """Measure us and a peer in turn; the median of the rounds' ratios, which a load that comes and goes disturbs least.
 
     Args:
         what: What is measured.
@@ -70,8 +71,8 @@ def against(
         for kept, function in ((times[1], theirs), (times[0], ours)):
             kept.append(timed(function))
             clean()
-    ours_s, peer_s = min(times[0]), min(times[1])
-    return Figure(what, ours_s, ours_s / peer_s, limit, peer, peer_s)
+    ratios = [mine / other for mine, other in zip(*times, strict=True)]
+    return Figure(what, median(times[0]), median(ratios), limit, peer, median(times[1]))
 
 
 def table(figures: Iterable[Figure]) -> str:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 BLOCK = 512
 CHUNK_BYTES = 256 << 10
 SMALL_BYTES = 64 << 10
+_INPUT_BYTES = 64 << 10  # from 128 KiB on, malloc fetches each buffer from the system anew, page by page
 BATCH_FILES = 256
 BATCH_BYTES = 8 << 20
 LISTED = 1000
@@ -901,7 +902,7 @@ def main() -> int:
     verb, digest = sys.argv[1:]
     if not _is_current(digest):
         return STALE_STATUS
-    source = Source(lambda size: os.read(0, size))
+    source = Source(lambda size: os.read(0, min(size, _INPUT_BYTES)))
     request = json.loads(source.line(_MAX_REQUEST_BYTES).decode("utf-8"))
     folder = request["folder"]
     if folder.startswith("~/"):

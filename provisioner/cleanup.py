@@ -154,17 +154,17 @@ def _suspicion(machine: Machine, lease: Lease) -> str:
     return ""
 
 
-def judge_residue(residue: Residue, alive: Iterable[Machine]) -> tuple[Verdict, str]:
+def judge_residue(residue: Residue, staying: Iterable[Machine]) -> tuple[Verdict, str]:
     """Decide about one left-over from one reading.
 
     Args:
         residue: The left-over.
-        alive: The machines of that reading that are alive.
+        staying: The machines of that reading that are alive and not about to go.
 
     Returns:
         The verdict, and why.
     """
-    if residue.lease_id is not None and any(machine.ref.lease_id == residue.lease_id for machine in alive):
+    if residue.lease_id is not None and any(machine.ref.lease_id == residue.lease_id for machine in staying):
         return Verdict.KEEP, "its lease has a live machine"
     return Verdict.SUSPECT, "its lease has no machine"
 
@@ -187,9 +187,9 @@ def plan(provider: Provider, inventory: Inventory, owner: str) -> list[Finding]:
         findings.append(
             Finding(provider.name, "machine", ref.id, ref.region, ref.lease_id, verdict, reason, machine=machine)
         )
-    alive = [machine for machine in inventory.machines if machine.alive]
+    staying = [f.machine for f in findings if f.machine is not None and f.machine.alive and f.verdict is Verdict.KEEP]
     for residue in inventory.residue:
-        verdict, reason = judge_residue(residue, alive)
+        verdict, reason = judge_residue(residue, staying)
         findings.append(
             Finding(provider.name, residue.kind, residue.id, residue.region, residue.lease_id, verdict, reason)
         )

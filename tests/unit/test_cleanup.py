@@ -153,6 +153,14 @@ def test_a_suspect_that_recovers_stays(world: World) -> None:
     assert [*world.provider.machines] == ["gr-one-1"]
 
 
+def test_residue_goes_together_with_the_machine_of_its_lease(world: World) -> None:
+    world.provider.add(machine(), age_s=3601.0)
+    world.provider.residue.append(Residue("fake", "here", "volume", "v1", "gr-one"))
+    report = clean(world.provider, owner=OWNER, clock=world.clock)
+    assert [finding.id for finding in report.removed] == ["gr-one-1", "v1"]
+    assert (world.provider.machines, world.provider.residue) == ({}, [])
+
+
 def test_a_suspect_of_the_second_look_alone_waits_for_the_next_time(world: World) -> None:
     made = world.provider.add(machine())
     world.provider.residue.append(Residue("fake", "here", "volume", "v1", "gr-gone"))

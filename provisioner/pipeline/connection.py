@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from provisioner.errors import BootError, MachineLostError
+from provisioner.errors import BootError, CancelledError, GpuRunnerError, MachineLostError
 from provisioner.models import Endpoint, Machine
 from provisioner.pipeline.base import Env
 from provisioner.pipeline.watch import Watch
@@ -45,21 +45,28 @@ class Connection:
         self._heartbeat = Heartbeat(self.link, env.clock, min(_LONGEST_HEARTBEAT_S, timeout_s / 4))
 
     def open(self) -> None:
-        """Connect, put the tools in place, check in with the guard, start to watch.
+        """Start to watch, connect, put the tools in place, check in with the guard.
 
         Raises:
-            BootError: If the machine cannot be reached in time.
+            BootError: If the machine cannot be reached in time, or ends first.
+            CancelledError: If an end was asked for meanwhile.
         """
         self._env.cancel.when_soft(self._give_up_early)
         self._env.cancel.when_hard(self.link.abort)
+        self.watch.start()  # a machine may also end while we try to reach it
         try:
             self.job.install()
-        except MachineLostError as error:
-            raise BootError(
-                f"machine {self._machine.ref.id} runs, and does not answer over SSH", details=error.brief
-            ) from error
+        except (MachineLostError, CancelledError) as error:
+            raise self._not_reached(error) from error
         self._heartbeat.start()
-        self.watch.start()
+
+    def _not_reached(self, error: GpuRunnerError) -> GpuRunnerError:
+        name, lost = self._machine.ref.id, self.watch.lost
+        if lost is not None:
+            return BootError(f"machine {name} ended before it could be used", details=lost.brief)
+        if isinstance(error, CancelledError):
+            return error
+        return BootError(f"machine {name} runs, and does not answer over SSH", details=error.brief)
 
     def _give_up_early(self) -> None:
         if not self.job_began:

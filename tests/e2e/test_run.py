@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -22,6 +23,17 @@ from tests.tools import require
 
 MACHINE_KEYS = {"provider", "region", "zone", "id", "instance_type", "market", "price_usd_hour"}
 TIMELINE_KEYS = {"placed_s", "ready_s", "job_started_s", "job_ended_s", "collected_s", "released_s"}
+
+
+SILENT_SERVER = """
+import socket, sys
+options = dict(word.split("=", 1) for word in sys.argv if "=" in word)
+server = socket.create_server((options["ListenAddress"], int(options["Port"])))
+connections = []
+while True:
+    connections.append(server.accept())
+"""
+"""An sshd that takes connections and says nothing."""
 
 
 def check_document(document: dict[str, Any]) -> dict[str, Any]:
@@ -410,6 +422,18 @@ def test_a_broken_sshd_is_made_up_for(box: Box) -> None:
     (tools / "sshd").chmod(0o755)
     done = box.run("run", "--", "echo", "works", env={"PATH": f"{tools}:{os.environ['PATH']}"})
     assert (done.code, done.stdout) == (0, b"works\n"), done
+    box.assert_nothing_left()
+
+
+def test_a_machine_that_never_answers_is_not_waited_for_once_its_guard_has_ended_it(box: Box) -> None:
+    tools = box.base / "tools"
+    tools.mkdir()
+    (tools / "sshd").write_text(f"#!{sys.executable}\n{SILENT_SERVER}")
+    (tools / "sshd").chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    done = box.run("run", "--json", "--fuse", "2s", "--", "true", env={"PATH": path}, timeout_s=40.0)
+    assert (done.code, done.document["outcome"]) == (72, "boot-failed"), done
+    assert "ended before it could be used" in done.document["error"]["brief"]
     box.assert_nothing_left()
 
 

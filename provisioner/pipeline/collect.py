@@ -140,12 +140,15 @@ class Collect:
                 output=self._output,
                 known=self._known,
                 final=final,
-                on_progress=self._env.observer.progress if final else None,
+                on_progress=self._tell if final else None,
             )
             self.totals.files = result.files + result.unchanged
             self.totals.bytes += result.bytes
             self.totals.seconds += result.seconds
         return result
+
+    def _tell(self, _files: int, wire_bytes: int) -> None:
+        self._env.observer.progress(wire_bytes, None)
 
     def _judge(self, result: DownloadResult) -> None:
         for name, why in result.refused:

@@ -177,7 +177,11 @@ class Job:
             self._env.observer.note(plan.note)
         for name in plan.left_out:
             self._env.observer.warning(f"not uploaded: {name!r} is no file, folder or link")
-        upload(self._boot.connection.link, plan, WORK_DIR, on_progress=self._env.observer.progress)
+
+        def tell(_files: int, wire_bytes: int) -> None:
+            self._env.observer.progress(wire_bytes, plan.total_bytes)
+
+        upload(self._boot.connection.link, plan, WORK_DIR, on_progress=tell)
         self._env.timeline.mark("uploaded_s")
 
     def _start(self) -> None:

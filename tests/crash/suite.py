@@ -91,19 +91,21 @@ class CrashSuite:
     world_type: ClassVar[type[CrashWorld]]
 
     @pytest.fixture(scope="class")
-    def sweep(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
+    @classmethod
+    def sweep(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
         folder = tmp_path_factory.mktemp("crash")
-        with Sweep([self.world_type(folder / str(lane)) for lane in range(LANES)]) as made:
+        with Sweep([cls.world_type(folder / str(lane)) for lane in range(LANES)]) as made:
             yield made
 
     @pytest.fixture(scope="class")
-    def places(self, tmp_path_factory: pytest.TempPathFactory) -> Counted:
+    @classmethod
+    def places(cls, tmp_path_factory: pytest.TempPathFactory) -> Counted:
         """The places of a scenario; each is counted once."""
         known: dict[str, Sequence[Place]] = {}
 
         def counted(scenario: Scenario) -> Sequence[Place]:
             if scenario.name not in known:
-                world = self.world_type(tmp_path_factory.mktemp("count") / "world")
+                world = cls.world_type(tmp_path_factory.mktemp("count") / "world")
                 try:
                     known[scenario.name] = count(world, scenario)
                 finally:

@@ -587,6 +587,7 @@ def start(spec: Json) -> int:
         if holder.get("token") == token:
             return _answer({"started": True, "already": True, "pid": holder.get("pid")})
         return _answer({"started": False, "error": "another job runs here"}, EXIT_OTHER_JOB)
+    folder.sign(lock_fd, token, 0)  # at once: a second start of this job must not take it for another's
     if folder.record().get("token") == token:
         return _answer({"started": True, "already": True, "pid": folder.record().get("pid")})
     record = _prepare(folder, spec, lock_fd)

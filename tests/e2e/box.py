@@ -48,6 +48,12 @@ def eventually(question: Callable[[], Any], timeout_s: float = PATIENCE_S) -> An
     return answer
 
 
+def heed_signals() -> None:
+    """As in a shell in front of a person: tests that were started in the background inherit ignored signals."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class Done:
     """A command that has ended."""
@@ -101,7 +107,14 @@ class Command:
                 self._start_on_terminal(argv, env=env, cwd=cwd, stdout=where)
             else:
                 self.process = subprocess.Popen(
-                    argv, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=where, stderr=err, start_new_session=True
+                    argv,
+                    env=env,
+                    cwd=cwd,
+                    stdin=subprocess.DEVNULL,
+                    stdout=where,
+                    stderr=err,
+                    start_new_session=True,
+                    preexec_fn=heed_signals,  # noqa: PLW1509  # must be done in the child
                 )
         self.pid = self.process.pid
         threading.Thread(target=self._measure, daemon=True).start()
@@ -111,6 +124,7 @@ class Command:
         os.set_inheritable(self._master, False)
 
         def own_the_terminal() -> None:
+            heed_signals()
             os.setsid()
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 

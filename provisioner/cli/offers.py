@@ -18,12 +18,11 @@ from provisioner.catalog.wish import Wish, check_gpu_known, matching
 from provisioner.cli import style
 from provisioner.cli.options import options_for
 from provisioner.cli.table import lines
-from provisioner.clock import Clock, SystemClock
+from provisioner.clock import SystemClock
 from provisioner.config_sources import load_flags
 from provisioner.errors import GpuRunnerError
 from provisioner.models import Market, Offer
 from provisioner.providers import registry
-from provisioner.providers.base import OfferSource
 
 if TYPE_CHECKING:
     from provisioner.catalog.explain import Explanation
@@ -71,7 +70,7 @@ class Answer:
 def command(*, limit: int | None, as_json: bool, **flags: object) -> None:
     """Show which GPU machines can be had where, at what price: the cheapest first."""
     clock = SystemClock()
-    answer = find(_wish(flags), clock)
+    answer = find(_wish(flags))
     if as_json:
         click.echo(_dumps(document(answer, limit)))
         return
@@ -83,12 +82,11 @@ def command(*, limit: int | None, as_json: bool, **flags: object) -> None:
     _print(answer.offers, limit, clock.utc().date())
 
 
-def find(wish: Wish, clock: Clock) -> Answer:
+def find(wish: Wish) -> Answer:
     """Find the offers that fit a wish, of the bundled table and of providers that know their own.
 
     Args:
         wish: What is wanted.
-        clock: Handed to the providers.
 
     Returns:
         The offers in order, or why there are none.
@@ -96,7 +94,7 @@ def find(wish: Wish, clock: Clock) -> Answer:
     Raises:
         ConfigError: If nobody knows a GPU of that name.
     """
-    own, unread = _own_offers(wish.providers, clock)
+    own, unread = _own_offers(wish.providers)
     known = (*own, *table.bundled())
     check_gpu_known(wish.gpu, known)
     found = rank(matching(known, wish))
@@ -161,16 +159,14 @@ def _wish(flags: dict[str, object]) -> Wish:
     return Wish(**values, without_gpu=without_gpu, markets=() if market is None else (market,))
 
 
-def _own_offers(wanted: Sequence[str], clock: Clock) -> tuple[list[Offer], list[tuple[str, GpuRunnerError]]]:
+def _own_offers(wanted: Sequence[str]) -> tuple[list[Offer], list[tuple[str, GpuRunnerError]]]:
     offers: list[Offer] = []
     unread: list[tuple[str, GpuRunnerError]] = []
     for name in registry.names():
         if wanted and name not in wanted:
             continue
         try:
-            provider = registry.create(name, clock)
-            if isinstance(provider, OfferSource):
-                offers += provider.offers()
+            offers += registry.own_offers(name)
         except GpuRunnerError as error:
             unread.append((name, error))
     return offers, unread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from provisioner.cli.context import App, complete_lease, json_option, provider_o
 from provisioner.cli.reporter import Reporter
 from provisioner.cli.streams import print_document, tell
 from provisioner.clock import Deadline
-from provisioner.errors import ExitCode, NotFoundError, ReleaseUnconfirmedError
+from provisioner.errors import ExitCode, NotFoundError, ReleaseUnconfirmedError, TransientError
 from provisioner.models import Expect, Inventory, Machine, Scope
 from provisioner.pipeline.release import Releaser, ReleaseResult
 from provisioner.providers.base import Provider
@@ -76,7 +77,8 @@ def _ask(app: App, provider: Provider, inventory: Inventory) -> None:
     held = [machine for machine in inventory.machines if machine.alive and _has_controller(machine)]
     for machine in held:
         tell(f"asking the run that holds {machine.ref.lease_id} to end")
-        provider.mark_releasing(machine.ref, Expect(machine.ref.lease_id))
+        with contextlib.suppress(NotFoundError):  # it ended while we asked
+            provider.mark_releasing(machine.ref, Expect(machine.ref.lease_id))
     deadline = Deadline.after(app.clock, _ANSWER_S)
     while any(_still_held(provider, machine) for machine in held) and not deadline.passed():
         app.clock.sleep(provider.traits.poll_s)
@@ -91,6 +93,8 @@ def _still_held(provider: Provider, machine: Machine) -> bool:
         now = provider.describe(machine.ref)
     except NotFoundError:
         return False
+    except TransientError:
+        return True  # unknown is not gone
     return now.alive and _has_controller(now)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import traceback
 from collections.abc import Sequence
 
@@ -30,14 +32,33 @@ def report(error: BaseException, argv: Sequence[str]) -> int:
     if isinstance(error, BrokenPipeError):
         _silence_stdout()
         return ExitCode.OK
-    own = argv[: argv.index("--")] if "--" in argv else argv
+    own = _own_arguments(argv)
     known = _as_known(error)
     if "--json" in own:
         print_document(_document(known))
+    _print(known, error, own)
+    return known.exit_code
+
+
+def print_any(error: BaseException) -> None:
+    """An error that did not end the command, expected or not, in the same words as one that does."""
+    _print(_as_known(error), error, _own_arguments(sys.argv[1:]))
+
+
+def watch_threads() -> None:
+    """From now on a thread that fails says so like everything else, and shows a traceback only with ``--debug``."""
+    threading.excepthook = lambda failed: print_any(failed.exc_value) if failed.exc_value is not None else None
+
+
+def _own_arguments(argv: Sequence[str]) -> Sequence[str]:
+    """The command line without the job's."""
+    return argv[: argv.index("--")] if "--" in argv else argv
+
+
+def _print(known: GpuRunnerError, error: BaseException, own: Sequence[str]) -> None:
     print_error(known)
     if not isinstance(error, (GpuRunnerError, click.ClickException, click.Abort, KeyboardInterrupt)):
         _explain_unexpected(error, debug="--debug" in own or bool(os.environ.get("GPU_RUNNER_DEBUG")))
-    return known.exit_code
 
 
 def report_lost_output(error: OSError, code: int) -> int:

@@ -14,7 +14,7 @@ import click
 from provisioner import ci, cleanup
 from provisioner.cancel import Cancel
 from provisioner.catalog import choose
-from provisioner.cli import summary
+from provisioner.cli import failures, summary
 from provisioner.cli.context import App, json_option
 from provisioner.cli.options import options_for
 from provisioner.cli.reporter import Reporter
@@ -99,6 +99,7 @@ def make_env(app: App, provider: Provider, *, as_json: bool) -> tuple[Env, Repor
     Returns:
         The environment of the steps, and its reporter.
     """
+    failures.watch_threads()
     cancel = Cancel()
     reporter = Reporter(app.clock, os.environ, log_fd=2 if as_json else 1)
     SignalWatch(cancel, interactive=_interactive(), say=reporter.warning).install()

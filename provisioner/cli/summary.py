@@ -5,7 +5,7 @@ from __future__ import annotations
 from provisioner import units
 from provisioner.cli import failures, style
 from provisioner.cli.streams import print_document, tell
-from provisioner.errors import ExitCode, GpuRunnerError, Outcome
+from provisioner.errors import ExitCode, Outcome
 from provisioner.pipeline.result import RunResult
 
 _STEPS = (
@@ -30,21 +30,15 @@ def finish(result: RunResult, *, as_json: bool) -> int:
     """
     outcome, exit_code = result.verdict()
     for problem in result.problems:
-        failures.print_error(_as_known(problem))
+        failures.print_any(problem)
     if result.error is not None:
-        failures.print_error(_as_known(result.error))
+        failures.print_any(result.error)
     _print_summary(result, outcome)
     if result.unconfirmed is not None:
         failures.print_error(result.unconfirmed)
     if as_json and not print_document(result.document()):
         return int(exit_code) or ExitCode.INTERNAL
     return int(exit_code)
-
-
-def _as_known(error: BaseException) -> GpuRunnerError:
-    if isinstance(error, GpuRunnerError):
-        return error
-    return GpuRunnerError(f"internal error: {type(error).__name__}: {error}", resolution="run it again with --debug")
 
 
 def _print_summary(result: RunResult, outcome: Outcome) -> None:
